@@ -1,0 +1,1 @@
+//! The Master Password algorithm (`VCENTER_MPW`).

@@ -1,0 +1,82 @@
+//! Collectors: *what to ask*, and how to read the answer. They do no I/O: whoever visits the target owns
+//! the session. A new collector is one file here and one line in the list (see `host_collectors` and
+//! `vcenter_collectors`).
+
+use crate::inventory::{Host, Inventory, Vcenter};
+use crate::metric::MetricDef;
+use crate::outcome::FailureReason;
+use crate::readings::Reading;
+use crate::vim::model::ManagedObject;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A question to a host: a shell snippet whose output, standard error included, is the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Names it within the collector: the service, say. `[A-Za-z0-9._-]+`.
+    pub id: Arc<str>,
+    /// For busybox ash. Made by us alone; holds nothing from a peer or unchecked from a file.
+    pub script: String,
+}
+
+/// The answer to one question, whole or the reason why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The question's `id`.
+    pub question: Arc<str>,
+    /// Lines and exit status, or [`FailureReason::CommandTimeout`], [`FailureReason::AnswerTooLarge`],
+    /// [`FailureReason::AnswerUnreadable`].
+    pub result: Result<Reply, FailureReason>,
+    /// When it was complete, counted from the start of the command.
+    pub elapsed: Duration,
+}
+
+/// What a script said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// Its output, invalid UTF-8 replaced, lines as they came.
+    pub lines: Vec<String>,
+    /// Its exit status.
+    pub exit: i32,
+}
+
+/// What an answer means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// What is now known. A part that is left out keeps its last reading until that is stale.
+    pub readings: Vec<Reading>,
+    /// Why the answer is no plain good one: recorded in the question's span.
+    pub problem: Option<FailureReason>,
+}
+
+/// A collector that asks hosts by SSH.
+pub trait HostCollector: Send + Sync {
+    /// Its name in configuration, logs and the readings.
+    fn name(&self) -> &'static str;
+    /// Pause between two visits.
+    fn interval(&self) -> Duration;
+    /// Age at which its readings are no longer reported.
+    fn stale_after(&self) -> Duration;
+    /// What to ask. All due collectors' questions go to the host in one command.
+    fn questions(&self) -> &[Question];
+    /// Reads the answer to one of its questions.
+    fn read(&self, host: &Host, answer: &Answer) -> Verdict;
+}
+
+/// A collector that reads properties from vCenters.
+pub trait VcenterCollector: Send + Sync {
+    /// Its name in configuration, logs and the readings.
+    fn name(&self) -> &'static str;
+    /// Pause between two polls.
+    fn interval(&self) -> Duration;
+    /// Age at which its readings are no longer reported.
+    fn stale_after(&self) -> Duration;
+    /// Which properties of HostSystem it needs (paths such as `runtime.connectionState`).
+    fn host_properties(&self) -> &'static [&'static str];
+    /// Reads a whole answer: the vCenter's folders, datacenters, clusters and hosts. `inventory` is for
+    /// the join key `address`.
+    fn read(&self, vcenter: &Vcenter, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading>;
+}
+
+/// The metrics of a collector, for the catalogue.
+pub type Metrics = &'static [&'static MetricDef];

@@ -1,0 +1,224 @@
+//! Configuration: file + environment + flags become one [`Config`], resolved and valid.
+//!
+//! Two stages. `file` mirrors the YAML, every key optional; `load` merges the environment and the flags
+//! over it, applies the defaults and checks the ranges. All problems are reported at once, each with
+//! its place (`report`). Nobody else reads the environment or knows a default.
+
+use crate::accounts::AccountsConfig;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The whole configuration, resolved and valid. What may change at run time is handed to its room as a
+/// `watch::Receiver<Arc<Config>>`.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the targets come from.
+    pub inventory: InventoryConfig,
+    /// As whom to log in.
+    pub accounts: AccountsConfig,
+    /// `None`: the collector is switched off.
+    pub overall_state: Option<OverallStateConfig>,
+    /// `None`: the collector is switched off.
+    pub critical_service: Option<CriticalServiceConfig>,
+    /// Folder for known_hosts and what else has to survive a restart.
+    pub state_dir: PathBuf,
+    /// How hosts are visited.
+    pub ssh: SshConfig,
+    /// When a login may be tried.
+    pub lockout: LockoutConfig,
+    /// How vCenters are polled.
+    pub vcenter: VcenterConfig,
+    /// `None`: nothing is pushed.
+    pub otlp: Option<OtlpConfig>,
+    /// `None`: no listener.
+    pub prometheus: Option<PrometheusConfig>,
+}
+
+/// Sources of targets, added up.
+#[derive(Debug, Clone, Default)]
+pub struct InventoryConfig {
+    /// Prometheus file_sd JSON, watched.
+    pub atlas: Option<PathBuf>,
+    /// Address template for atlas rows: `{name}`, `{region}`, `{target}` or any label.
+    pub host_address: String,
+    /// Labels and their allowed values: a row that has the label with another value, or lacks it, is left out.
+    pub only: BTreeMap<String, Vec<String>>,
+    /// vCenters that stand in the configuration.
+    pub vcenters: Vec<StaticTarget>,
+    /// Hosts that stand in the configuration.
+    pub hosts: Vec<StaticTarget>,
+}
+
+/// A target that stands in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticTarget {
+    /// `name`, `name:port`, `[v6]:port`.
+    pub address: String,
+    /// Site, empty if none.
+    pub site: String,
+    /// Further labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The overall state collector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverallStateConfig {
+    /// Pause between two polls of a vCenter.
+    pub interval: Duration,
+    /// Age at which a reading is no longer reported.
+    pub stale_after: Duration,
+}
+
+/// The critical service collector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CriticalServiceConfig {
+    /// Pause between two visits of a host.
+    pub interval: Duration,
+    /// Age at which a reading is no longer reported.
+    pub stale_after: Duration,
+    /// At most this many hosts are visited at a time (`max_threads` of the Python exporter sets it, too).
+    pub max_in_flight: usize,
+    /// The services, in the order of the file.
+    pub services: Vec<Service>,
+    /// What is reported for a service whose script is not on the host.
+    pub not_installed: NotInstalled,
+}
+
+/// A service: its init script's name on the host, and the name it is reported as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Name of `/etc/init.d/<name>`; `[A-Za-z0-9._-]+`, not starting with `.` or `-`.
+    pub name: Arc<str>,
+    /// Value of the attribute `service`.
+    pub reported_as: Arc<str>,
+}
+
+/// What is reported for a service that is not installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotInstalled {
+    /// 0, as the Python exporter did.
+    Stopped,
+    /// No point.
+    Absent,
+}
+
+/// How hosts are visited.
+#[derive(Debug, Clone)]
+pub struct SshConfig {
+    /// Port of addresses that name none.
+    pub port: u16,
+    /// OpenSSH known_hosts file.
+    pub known_hosts: PathBuf,
+    /// What happens with a key that is not known.
+    pub host_key_policy: HostKeyPolicy,
+    /// Keep sessions between visits.
+    pub reuse_sessions: bool,
+    /// Limit of name look-up and TCP connect.
+    pub connect_timeout: Duration,
+    /// Limit of key exchange and authentication.
+    pub login_timeout: Duration,
+    /// Limit of the command.
+    pub command_timeout: Duration,
+}
+
+/// What happens with a host key that is not known. A changed key is refused by the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKeyPolicy {
+    /// Trust on first use, and remember.
+    AcceptNew,
+    /// Refuse.
+    Strict,
+    /// Trust anything: for laboratories only.
+    Insecure,
+}
+
+/// When a login may be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockoutConfig {
+    /// Pause of a target after a rejection; doubles up to `max_wait`.
+    pub wait: Duration,
+    /// Longest pause.
+    pub max_wait: Duration,
+    /// Attempts in all with a credential that never succeeded.
+    pub unproven_tries: u32,
+}
+
+/// How vCenters are polled.
+#[derive(Debug, Clone)]
+pub struct VcenterConfig {
+    /// Verify the server's certificate.
+    pub verify_tls: bool,
+    /// PEM file with the roots to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Objects a page to ask for; 0 = the server decides.
+    pub page_size: u32,
+    /// Limit of name look-up, TCP connect and TLS handshake.
+    pub connect_timeout: Duration,
+    /// Limit of one SOAP call.
+    pub call_timeout: Duration,
+}
+
+/// Where and how to push.
+#[derive(Debug, Clone)]
+pub struct OtlpConfig {
+    /// `http://host:port` or `https://host:port`.
+    pub endpoint: String,
+    /// Compression of the messages.
+    pub compression: Compression,
+    /// gRPC metadata; the values are secrets.
+    pub headers: Vec<(String, crate::accounts::Secret)>,
+    /// PEM file with the roots to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client certificate, for mTLS.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client key, for mTLS.
+    pub key_file: Option<PathBuf>,
+    /// Pause between two exports of everything.
+    pub interval: Duration,
+    /// Limit of one export call, everything included.
+    pub timeout: Duration,
+    /// Most points in one message.
+    pub max_points: usize,
+    /// Cap of the queue in memory, encoded bytes.
+    pub queue_max_bytes: usize,
+    /// Cap of the age of what is queued.
+    pub queue_max_age: Duration,
+    /// `service.name`, `service.instance.id` and the attributes of `OTEL_RESOURCE_ATTRIBUTES`, ready.
+    pub resource: Vec<(String, String)>,
+    /// `None`: no traces.
+    pub traces: Option<TracesConfig>,
+    /// Export log records at info and above.
+    pub logs: bool,
+}
+
+/// Compression of OTLP messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// zstd.
+    Zstd,
+    /// gzip.
+    Gzip,
+    /// None.
+    None,
+}
+
+/// Which traces are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TracesConfig {
+    /// Keep a trace whose root took longer.
+    pub slower_than: Duration,
+    /// Keep a trace that holds an error.
+    pub errors: bool,
+    /// Keep this share (0–1) of the rest.
+    pub ratio: f64,
+}
+
+/// The listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrometheusConfig {
+    /// Address to listen on; port 0 picks a free one.
+    pub listen: SocketAddr,
+}

@@ -1,0 +1,282 @@
+//! The store between those who find out and those who report: the latest samples of every (target,
+//! collector, part) with their age, and how each target's last visit or poll ended.
+//!
+//! Knows neither SSH, nor SOAP, nor OpenTelemetry. One lock, held for memory operations only; readers
+//! get an immutable [`Snapshot`].
+
+use crate::metric::{Attributes, Cadence, MetricDef, Sample};
+use crate::outcome::Failure;
+use crate::target::TargetId;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What a collector found out about one part of a target (a service, say). It replaces what was known
+/// of that part; parts that a report does not name stand until they are stale.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// Name of the part, unique within target and collector.
+    pub part: Arc<str>,
+    /// Its samples; empty = there is nothing to report now.
+    pub samples: Vec<Sample>,
+}
+
+/// What one visit or poll brought.
+#[derive(Debug)]
+pub struct Report {
+    /// Of whom.
+    pub target: TargetId,
+    /// By which collector.
+    pub collector: &'static str,
+    /// The parts that were answered.
+    pub readings: Vec<Reading>,
+    /// Age at which these readings are no longer reported; `None`: as long as the target exists.
+    pub stale_after: Option<Duration>,
+}
+
+/// How the last visit or poll of a target ended.
+#[derive(Debug, Clone)]
+pub struct TargetStatus {
+    /// `None`: it succeeded.
+    pub failure: Option<Failure>,
+    /// How long it took.
+    pub duration: Duration,
+    /// When it ended.
+    pub at: SystemTime,
+    /// When one last succeeded.
+    pub last_success: Option<SystemTime>,
+}
+
+/// One series: a metric and its attributes.
+pub type SeriesKey = (&'static MetricDef, Attributes);
+
+/// The readings of one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// The samples, in chunks as they were reported.
+    pub parts: Vec<Arc<[Sample]>>,
+}
+
+impl Snapshot {
+    /// Every sample.
+    pub fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.parts.iter().flat_map(|part| part.iter())
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.parts.iter().all(|part| part.is_empty())
+    }
+}
+
+/// What changed since the last time somebody took the changes: series of [`Cadence::OnChange`] with
+/// their new values, and those that ended.
+#[derive(Debug, Default, PartialEq)]
+pub struct Changes {
+    /// New series and new values.
+    pub updated: Vec<Sample>,
+    /// Series that ended (of any cadence: a part that goes takes its measurements along).
+    pub ended: Vec<SeriesKey>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.updated.is_empty() && self.ended.is_empty()
+    }
+}
+
+/// The store.
+#[derive(Debug, Default)]
+pub struct Readings {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    targets: HashMap<TargetId, Target>,
+    /// The last word on each changed series: its value, or that it ended. Capped by the number of series.
+    changes: HashMap<SeriesKey, Option<f64>>,
+}
+
+#[derive(Debug, Default)]
+struct Target {
+    status: Option<TargetStatus>,
+    parts: HashMap<(&'static str, Arc<str>), Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    samples: Arc<[Sample]>,
+    stale_at: Option<Instant>,
+}
+
+impl Readings {
+    /// An empty store.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The lock is never held across anything that can panic half-way, so a poisoned one is whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores what a visit or poll brought. Each reading replaces what was known of its part.
+    pub fn record(&self, report: Report) {
+        let stale_at = report.stale_after.map(|age| Instant::now() + age);
+        let mut inner = self.lock();
+        let Inner { targets, changes } = &mut *inner;
+        let target = targets.entry(report.target).or_default();
+        let before = changes.len();
+        for reading in report.readings {
+            let key = (report.collector, reading.part);
+            let old = if reading.samples.is_empty() {
+                target.parts.remove(&key)
+            } else {
+                let part = Part { samples: reading.samples.into(), stale_at };
+                note_updates(changes, target.parts.get(&key), &part.samples);
+                match target.parts.insert(key.clone(), part) {
+                    Some(old) => {
+                        let new = target.parts.get(&key).map_or(&[][..], |part| &part.samples);
+                        note_ends(changes, &old.samples, new);
+                        None
+                    }
+                    None => None,
+                }
+            };
+            if let Some(old) = old {
+                note_ends(changes, &old.samples, &[]);
+            }
+        }
+        if changes.len() > before {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Stores how a visit or poll ended. Keeps the time of the last success when it failed.
+    pub fn conclude(&self, id: &TargetId, failure: Option<Failure>, duration: Duration, at: SystemTime) {
+        let mut inner = self.lock();
+        let target = inner.targets.entry(id.clone()).or_default();
+        let last_success = match failure {
+            None => Some(at),
+            Some(_) => target.status.as_ref().and_then(|status| status.last_success),
+        };
+        target.status = Some(TargetStatus { failure, duration, at, last_success });
+    }
+
+    /// How the last visit or poll of a target ended; `None` while the first one is pending.
+    pub fn status(&self, id: &TargetId) -> Option<TargetStatus> {
+        self.lock().targets.get(id).and_then(|target| target.status.clone())
+    }
+
+    /// The samples of one target that are not stale, for tables and pages.
+    pub fn of_target(&self, id: &TargetId) -> Vec<Sample> {
+        let now = Instant::now();
+        let inner = self.lock();
+        let parts = inner.targets.get(id).into_iter().flat_map(|target| target.parts.values());
+        parts.filter(|part| part.is_fresh(now)).flat_map(|part| part.samples.iter().cloned()).collect()
+    }
+
+    /// Forgets every target that is not in `present`.
+    pub fn retain(&self, present: &HashSet<TargetId>) {
+        let mut inner = self.lock();
+        let Inner { targets, changes } = &mut *inner;
+        let before = changes.len();
+        targets.retain(|id, target| {
+            let stays = present.contains(id);
+            if !stays {
+                for part in target.parts.values() {
+                    note_ends(changes, &part.samples, &[]);
+                }
+            }
+            stays
+        });
+        if changes.len() > before {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Everything that is not stale. What is stale is dropped for good.
+    pub fn snapshot(&self) -> Snapshot {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let mut parts = Vec::new();
+        for target in inner.targets.values_mut() {
+            target.parts.retain(|_, part| part.is_fresh(now));
+            parts.extend(target.parts.values().map(|part| Arc::clone(&part.samples)));
+        }
+        Snapshot { parts }
+    }
+
+    /// Waits until something of [`Cadence::OnChange`] changed since the changes were last taken.
+    /// For one waiter: the exporter.
+    pub async fn changed(&self) {
+        loop {
+            let notified = self.changed.notified();
+            if !self.lock().changes.is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Takes the changes that have piled up.
+    pub fn take_changes(&self) -> Changes {
+        let taken = std::mem::take(&mut self.lock().changes);
+        let mut changes = Changes::default();
+        for ((def, attributes), value) in taken {
+            match value {
+                Some(value) => changes.updated.push(Sample { def, attributes, value }),
+                None => changes.ended.push((def, attributes)),
+            }
+        }
+        changes
+    }
+}
+
+impl Part {
+    fn is_fresh(&self, now: Instant) -> bool {
+        self.stale_at.is_none_or(|at| now < at)
+    }
+}
+
+fn same_series(a: &Sample, b: &Sample) -> bool {
+    std::ptr::eq(a.def, b.def) && a.attributes == b.attributes
+}
+
+fn note_updates(changes: &mut HashMap<SeriesKey, Option<f64>>, old: Option<&Part>, new: &[Sample]) {
+    let old = old.map_or(&[][..], |part| &part.samples);
+    for (i, sample) in new.iter().enumerate().filter(|(_, s)| s.def.cadence == Cadence::OnChange) {
+        // A collector reports a part in one order, so the old sample is nearly always at the same place.
+        let previous = match old.get(i) {
+            Some(candidate) if same_series(candidate, sample) => Some(candidate),
+            _ => old.iter().find(|candidate| same_series(candidate, sample)),
+        };
+        if previous.is_none_or(|previous| previous.value != sample.value) {
+            changes.insert((sample.def, sample.attributes.clone()), Some(sample.value));
+        }
+    }
+}
+
+fn note_ends(changes: &mut HashMap<SeriesKey, Option<f64>>, old: &[Sample], new: &[Sample]) {
+    let still_there: HashSet<(*const MetricDef, &Attributes)> =
+        new.iter().map(|sample| (std::ptr::from_ref(sample.def), &sample.attributes)).collect();
+    for (i, sample) in old.iter().enumerate() {
+        let in_place = new.get(i).is_some_and(|candidate| same_series(candidate, sample));
+        if !in_place && !still_there.contains(&(std::ptr::from_ref(sample.def), &sample.attributes)) {
+            changes.insert((sample.def, sample.attributes.clone()), None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+use super::*;
+use crate::metric::{Kind, Unit};
+
+static STATE: MetricDef = MetricDef {
+    name: "t.state",
+    kind: Kind::Gauge,
+    unit: Unit::None,
+    cadence: Cadence::OnChange,
+    help: "",
+    attributes: &["s"],
+};
+static TOOK: MetricDef = MetricDef {
+    name: "t.took",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    cadence: Cadence::Periodic,
+    help: "",
+    attributes: &[],
+};
+
+fn state(service: &str, value: f64) -> Sample {
+    Sample::new(&STATE, Attributes::new([("s", service)]), value)
+}
+
+fn took(value: f64) -> Sample {
+    Sample::new(&TOOK, Attributes::new([("s", "x")]), value)
+}
+
+fn report(host: &str, part: &str, samples: Vec<Sample>, stale_after: Option<u64>) -> Report {
+    Report {
+        target: TargetId::host(host),
+        collector: "c",
+        readings: vec![Reading { part: part.into(), samples }],
+        stale_after: stale_after.map(Duration::from_secs),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reading_is_reported_until_it_is_stale_and_never_again() {
+    let readings = Readings::new();
+    readings.record(report("h", "hostd", vec![state("hostd", 1.0)], Some(180)));
+    tokio::time::advance(Duration::from_secs(179)).await;
+    assert_eq!(readings.snapshot().len(), 1);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(readings.snapshot().is_empty());
+}
+
+#[tokio::test]
+async fn only_states_that_differ_are_changes() {
+    let readings = Readings::new();
+    readings.record(report("h", "p", vec![state("a", 1.0), took(0.1)], None));
+    assert_eq!(readings.take_changes().updated, [state("a", 1.0)]);
+    readings.record(report("h", "p", vec![state("a", 1.0), took(0.2)], None));
+    assert!(readings.take_changes().is_empty());
+    readings.record(report("h", "p", vec![state("a", 0.0), took(0.2)], None));
+    assert_eq!(readings.take_changes().updated, [state("a", 0.0)]);
+}
+
+#[tokio::test]
+async fn a_series_that_a_part_no_longer_reports_has_ended() {
+    let readings = Readings::new();
+    readings.record(report("h", "p", vec![state("old", 1.0)], None));
+    readings.take_changes();
+    readings.record(report("h", "p", vec![state("new", 1.0)], None));
+    let changes = readings.take_changes();
+    assert_eq!(changes.updated, [state("new", 1.0)]);
+    assert_eq!(changes.ended, [(&STATE, Attributes::new([("s", "old")]))]);
+
+    readings.record(report("h", "p", vec![], None));
+    assert_eq!(readings.take_changes().ended.len(), 1);
+    assert!(readings.snapshot().is_empty());
+}
+
+#[tokio::test]
+async fn a_target_that_leaves_takes_its_series_and_its_status_along() {
+    let readings = Readings::new();
+    let id = TargetId::host("h");
+    readings.record(report("h", "p", vec![state("a", 1.0)], None));
+    readings.conclude(&id, None, Duration::ZERO, SystemTime::UNIX_EPOCH);
+    readings.take_changes();
+    readings.retain(&HashSet::new());
+    assert_eq!(readings.take_changes().ended.len(), 1);
+    assert!(readings.status(&id).is_none());
+}
+
+#[tokio::test]
+async fn a_failure_keeps_the_time_of_the_last_success() {
+    let readings = Readings::new();
+    let id = TargetId::host("h");
+    let failure = Failure::new(crate::outcome::FailureReason::Dns, "no such name");
+    readings.conclude(&id, None, Duration::ZERO, SystemTime::UNIX_EPOCH);
+    readings.conclude(&id, Some(failure), Duration::ZERO, SystemTime::now());
+    assert_eq!(readings.status(&id).and_then(|s| s.last_success), Some(SystemTime::UNIX_EPOCH));
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_change_is_woken_by_one_that_came_before() {
+    let readings = Readings::new();
+    readings.record(report("h", "p", vec![state("a", 1.0)], None));
+    tokio::time::timeout(Duration::from_secs(1), readings.changed()).await.expect("woken");
+}

@@ -1,0 +1,3 @@
+//! SOAP to vCenters (vim25).
+
+pub mod model;
