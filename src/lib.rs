@@ -22,5 +22,6 @@ pub mod simulator;
 
 pub mod metric;
 pub mod outcome;
+pub mod span;
 pub mod stats;
 pub mod target;

@@ -2,6 +2,7 @@
 //! Prometheus as programs, only their naming rules.
 
 use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// Gauge or monotonic counter.
@@ -55,7 +56,9 @@ pub enum Cadence {
 
 /// The definition of one metric. Declared as a `static` beside the collector that reports it; an
 /// exporter only loops over samples and never needs to know what they mean.
-#[derive(Debug, PartialEq, Eq)]
+///
+/// Its name is its identity: the catalogue's test makes sure that no two share one.
+#[derive(Debug)]
 pub struct MetricDef {
     /// OpenTelemetry name, with dots.
     pub name: &'static str,
@@ -69,6 +72,20 @@ pub struct MetricDef {
     pub help: &'static str,
     /// The attribute keys that its series carry, sorted. A series may leave some out.
     pub attributes: &'static [&'static str],
+}
+
+impl PartialEq for MetricDef {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for MetricDef {}
+
+impl Hash for MetricDef {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
 }
 
 impl MetricDef {

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Counters and gauges of the agent itself. The number of series is bounded by the callers: attribute
 /// values come from closed lists or the inventory, never from a peer.
 #[derive(Debug, Default)]
-pub struct Stats(Mutex<HashMap<(&'static str, Attributes), (&'static MetricDef, f64)>>);
+pub struct Stats(Mutex<HashMap<SeriesKey, f64>>);
+
+type SeriesKey = (&'static MetricDef, Attributes);
 
 impl Stats {
     /// Nothing counted yet.
@@ -20,20 +22,20 @@ impl Stats {
     pub fn add(&self, def: &'static MetricDef, attributes: Attributes, by: f64) {
         debug_assert_eq!(def.kind, Kind::Counter, "{} is no counter", def.name);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry((def.name, attributes)).or_insert((def, 0.0)).1 += by;
+        *all.entry((def, attributes)).or_insert(0.0) += by;
     }
 
     /// Sets a gauge.
     pub fn set(&self, def: &'static MetricDef, attributes: Attributes, value: f64) {
         debug_assert_eq!(def.kind, Kind::Gauge, "{} is no gauge", def.name);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert((def.name, attributes), (def, value));
+        all.insert((def, attributes), value);
     }
 
     /// Ends a gauge's series.
     pub fn unset(&self, def: &'static MetricDef, attributes: &Attributes) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(&(def.name, attributes.clone()));
+        all.remove(&(def, attributes.clone()));
     }
 
     /// Everything counted so far.

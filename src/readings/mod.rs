@@ -139,22 +139,14 @@ impl Readings {
         let before = changes.len();
         for reading in report.readings {
             let key = (report.collector, reading.part);
-            let old = if reading.samples.is_empty() {
-                target.parts.remove(&key)
+            let new: Arc<[Sample]> = reading.samples.into();
+            let old = target.parts.get(&key).map_or(&[][..], |part| &part.samples);
+            note_updates(changes, old, &new);
+            note_ends(changes, old, &new);
+            if new.is_empty() {
+                target.parts.remove(&key);
             } else {
-                let part = Part { samples: reading.samples.into(), stale_at };
-                note_updates(changes, target.parts.get(&key), &part.samples);
-                match target.parts.insert(key.clone(), part) {
-                    Some(old) => {
-                        let new = target.parts.get(&key).map_or(&[][..], |part| &part.samples);
-                        note_ends(changes, &old.samples, new);
-                        None
-                    }
-                    None => None,
-                }
-            };
-            if let Some(old) = old {
-                note_ends(changes, &old.samples, &[]);
+                target.parts.insert(key, Part { samples: new, stale_at });
             }
         }
         if changes.len() > before {
@@ -250,11 +242,10 @@ impl Part {
 }
 
 fn same_series(a: &Sample, b: &Sample) -> bool {
-    std::ptr::eq(a.def, b.def) && a.attributes == b.attributes
+    a.def == b.def && a.attributes == b.attributes
 }
 
-fn note_updates(changes: &mut HashMap<SeriesKey, Option<f64>>, old: Option<&Part>, new: &[Sample]) {
-    let old = old.map_or(&[][..], |part| &part.samples);
+fn note_updates(changes: &mut HashMap<SeriesKey, Option<f64>>, old: &[Sample], new: &[Sample]) {
     for (i, sample) in new.iter().enumerate().filter(|(_, s)| s.def.cadence == Cadence::OnChange) {
         // A collector reports a part in one order, so the old sample is nearly always at the same place.
         let previous = match old.get(i) {
@@ -268,13 +259,15 @@ fn note_updates(changes: &mut HashMap<SeriesKey, Option<f64>>, old: Option<&Part
 }
 
 fn note_ends(changes: &mut HashMap<SeriesKey, Option<f64>>, old: &[Sample], new: &[Sample]) {
-    let still_there: HashSet<(*const MetricDef, &Attributes)> =
-        new.iter().map(|sample| (std::ptr::from_ref(sample.def), &sample.attributes)).collect();
-    for (i, sample) in old.iter().enumerate() {
-        let in_place = new.get(i).is_some_and(|candidate| same_series(candidate, sample));
-        if !in_place && !still_there.contains(&(std::ptr::from_ref(sample.def), &sample.attributes)) {
-            changes.insert((sample.def, sample.attributes.clone()), None);
-        }
+    // Nearly every report has the series of the one before at the same places: no need for the set then.
+    let moved = |(i, sample): &(usize, &Sample)| !new.get(*i).is_some_and(|at| same_series(at, sample));
+    let mut moved = old.iter().enumerate().filter(moved).map(|(_, sample)| sample).peekable();
+    if moved.peek().is_none() {
+        return;
+    }
+    let still_there: HashSet<_> = new.iter().map(|sample| (sample.def, &sample.attributes)).collect();
+    for sample in moved.filter(|sample| !still_there.contains(&(sample.def, &sample.attributes))) {
+        changes.insert((sample.def, sample.attributes.clone()), None);
     }
 }
 

@@ -1,0 +1,53 @@
+//! Leaf: what every room that is traced needs of OpenTelemetry's spans.
+
+use crate::outcome::Failure;
+use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::SdkTracer;
+use std::time::SystemTime;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// Marks a span as failed: status Error, `error.type` from the closed list. To be called by whoever
+/// cancels a future by a time-out, too, since a cancelled span would be left without a status.
+pub fn fail(span: &Span, failure: &Failure) {
+    span.set_attribute("error.type", failure.reason.word());
+    span.set_status(Status::error(failure.message.clone()));
+}
+
+/// Makes spans whose times are known only afterwards, such as those of one script of a visit.
+#[derive(Debug, Clone, Default)]
+pub struct PastSpans(Option<SdkTracer>);
+
+impl PastSpans {
+    /// With the tracer of the agent's provider; `None` makes no spans.
+    pub fn new(tracer: Option<SdkTracer>) -> Self {
+        Self(tracer)
+    }
+
+    /// Adds a span below `parent`, which has to be still open.
+    pub fn add(
+        &self,
+        parent: &Span,
+        name: impl Into<std::borrow::Cow<'static, str>>,
+        (start, end): (SystemTime, SystemTime),
+        attributes: Vec<KeyValue>,
+        failure: Option<&Failure>,
+    ) {
+        let Some(tracer) = &self.0 else { return };
+        let parent: Context = parent.context();
+        if !parent.span().span_context().is_valid() {
+            return;
+        }
+        let builder = SpanBuilder::from_name(name)
+            .with_kind(SpanKind::Internal)
+            .with_start_time(start)
+            .with_attributes(attributes);
+        let mut span = tracer.build_with_context(builder, &parent);
+        if let Some(failure) = failure {
+            span.set_attribute(KeyValue::new("error.type", failure.reason.word()));
+            span.set_status(Status::error(failure.message.clone()));
+        }
+        span.end_with_timestamp(end);
+    }
+}
