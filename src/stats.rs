@@ -22,7 +22,7 @@ impl Stats {
     pub fn add(&self, def: &'static MetricDef, attributes: Attributes, by: f64) {
         debug_assert_eq!(def.kind, Kind::Counter, "{} is no counter", def.name);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *all.entry((def, attributes)).or_insert(0.0) += by;
+        *all.entry((def, attributes)).or_default() += by;
     }
 
     /// Sets a gauge.
@@ -41,8 +41,6 @@ impl Stats {
     /// Everything counted so far.
     pub fn samples(&self) -> Vec<Sample> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter()
-            .map(|((_, attributes), (def, value))| Sample::new(def, attributes.clone(), *value))
-            .collect()
+        all.iter().map(|((def, attributes), value)| Sample::new(def, attributes.clone(), *value)).collect()
     }
 }
