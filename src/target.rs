@@ -12,6 +12,16 @@ pub enum TargetKind {
     Vcenter,
 }
 
+impl TargetKind {
+    /// The word that stands in metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            TargetKind::Host => "host",
+            TargetKind::Vcenter => "vcenter",
+        }
+    }
+}
+
 /// Identity of a target: its kind and its address as the inventory writes it (`name`, `name:port`,
 /// `[v6]:port`). Two rows with one address are one target.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -178,21 +178,14 @@ impl Readings {
         parts.filter(|part| part.is_fresh(now)).flat_map(|part| part.samples.iter().cloned()).collect()
     }
 
-    /// Forgets every target that is not in `present`.
-    pub fn retain(&self, present: &HashSet<TargetId>) {
+    /// Forgets a target that has left the inventory: all its series end.
+    pub fn forget(&self, id: &TargetId) {
         let mut inner = self.lock();
         let Inner { targets, changes } = &mut *inner;
-        let before = changes.len();
-        targets.retain(|id, target| {
-            let stays = present.contains(id);
-            if !stays {
-                for part in target.parts.values() {
-                    note_ends(changes, &part.samples, &[]);
-                }
-            }
-            stays
-        });
-        if changes.len() > before {
+        for part in targets.remove(id).iter().flat_map(|target| target.parts.values()) {
+            note_ends(changes, &part.samples, &[]);
+        }
+        if !changes.is_empty() {
             self.changed.notify_one();
         }
     }

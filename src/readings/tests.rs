@@ -78,7 +78,7 @@ async fn a_target_that_leaves_takes_its_series_and_its_status_along() {
     readings.record(report("h", "p", vec![state("a", 1.0)], None));
     readings.conclude(&id, None, Duration::ZERO, SystemTime::UNIX_EPOCH);
     readings.take_changes();
-    readings.retain(&HashSet::new());
+    readings.forget(&id);
     assert_eq!(readings.take_changes().ended.len(), 1);
     assert!(readings.status(&id).is_none());
 }
