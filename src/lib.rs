@@ -20,6 +20,7 @@ pub mod web;
 pub mod commands;
 pub mod simulator;
 
+pub mod file_stamp;
 pub mod metric;
 pub mod outcome;
 pub mod span;

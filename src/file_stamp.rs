@@ -1,0 +1,73 @@
+//! Leaf: has a file changed? Told by meta-data alone, for files that are looked at again and again.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime};
+
+/// A file modified less than this before it was read may be modified once more without its stamp
+/// changing: file systems keep times at their own grain, up to 2 s.
+const GRAIN: Duration = Duration::from_secs(3);
+
+/// What meta-data say of a file's content. Follows symbolic links, so that a ConfigMap or Secret of
+/// Kubernetes, whose links are swapped as a whole, is seen as another file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileStamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    settled: bool,
+}
+
+impl FileStamp {
+    /// The stamp of meta-data that were read **before** the content was.
+    pub fn of(metadata: &Metadata) -> Self {
+        let age = metadata.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            settled: age.is_some_and(|age| age > GRAIN),
+        }
+    }
+
+    /// Whether the content is surely the one that was read when `self` was taken.
+    pub fn is_still(&self, now: &Metadata) -> bool {
+        self.settled && *self == Self { settled: true, ..Self::of(now) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_that_was_just_written_is_never_taken_for_unchanged() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stamp = FileStamp::of(&file.as_file().metadata().unwrap());
+        assert!(!stamp.is_still(&file.as_file().metadata().unwrap()));
+    }
+
+    #[test]
+    fn an_old_file_stays_until_it_is_written_or_swapped() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b, link] = ["a", "b", "link"].map(|name| folder.path().join(name));
+        let old = SystemTime::now() - Duration::from_secs(60);
+        for path in [&a, &b] {
+            fs::write(path, "same").unwrap();
+            fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+        }
+        std::os::unix::fs::symlink(&a, &link).unwrap();
+        let stamp = FileStamp::of(&fs::metadata(&link).unwrap());
+        assert!(stamp.is_still(&fs::metadata(&link).unwrap()));
+
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&b, &link).unwrap();
+        assert!(!stamp.is_still(&fs::metadata(&link).unwrap()));
+
+        fs::write(&a, "other").unwrap();
+        assert!(!stamp.is_still(&fs::metadata(&a).unwrap()));
+    }
+}
