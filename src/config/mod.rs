@@ -5,6 +5,7 @@
 //! its place (`report`). Nobody else reads the environment or knows a default.
 
 use crate::accounts::AccountsConfig;
+use crate::inventory::AddressTemplate;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,9 +43,10 @@ pub struct Config {
 pub struct InventoryConfig {
     /// Prometheus file_sd JSON, watched.
     pub atlas: Option<PathBuf>,
-    /// Address template for atlas rows: `{name}`, `{region}`, `{target}` or any label.
-    pub host_address: String,
-    /// Labels and their allowed values: a row that has the label with another value, or lacks it, is left out.
+    /// Address of the atlas's hosts, made from `{name}`, `{region}`, `{target}` or any label.
+    pub host_address: AddressTemplate,
+    /// Labels and their allowed values. A host of the atlas that has the label with another value, or lacks
+    /// it, is left out; a vCenter, which has fewer labels, only if it has it with another value.
     pub only: BTreeMap<String, Vec<String>>,
     /// vCenters that stand in the configuration.
     pub vcenters: Vec<StaticTarget>,

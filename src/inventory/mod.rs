@@ -1,17 +1,28 @@
 //! Inventory: who is there. Sources are added up, duplicates by address merged, and the result is one
 //! `watch` channel of an immutable [`Inventory`].
 
+mod atlas;
+mod endpoint;
+mod join;
+mod source;
+
+pub use atlas::AddressTemplate;
+pub use endpoint::{Endpoint, EndpointError};
+pub use source::{InventoryError, InventoryWatch, METRICS};
+
 use crate::target::TargetId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-/// Everybody who is to be visited or polled. Sorted by address, one entry an address.
+/// Everybody who is to be visited or polled. Sorted by address, one entry an address: made by
+/// [`Inventory::new`], which sees to both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// ESXi hosts.
     pub hosts: Vec<Arc<Host>>,
     /// vCenters.
     pub vcenters: Vec<Arc<Vcenter>>,
+    join: join::Index,
 }
 
 /// An ESXi host.
@@ -38,15 +49,6 @@ pub struct Vcenter {
     pub site: Arc<str>,
 }
 
-/// Host name or address, and port if the inventory names one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Name, IPv4 or IPv6 address (without brackets).
-    pub host: Arc<str>,
-    /// Port, if given.
-    pub port: Option<u16>,
-}
-
 impl Host {
     /// Its identity.
     pub fn id(&self) -> TargetId {
@@ -59,4 +61,32 @@ impl Vcenter {
     pub fn id(&self) -> TargetId {
         TargetId::vcenter(self.address.clone())
     }
+}
+
+impl Inventory {
+    /// Sorts and removes duplicates by address, whatever its case. Of two entries with one address the
+    /// first one stays: so put those that were written by hand before those that a source lists.
+    pub fn new(hosts: Vec<Host>, vcenters: Vec<Vcenter>) -> Self {
+        let hosts = sorted(hosts, |host| &host.address);
+        let join = join::Index::new(&hosts);
+        Self { hosts, vcenters: sorted(vcenters, |vcenter| &vcenter.address), join }
+    }
+
+    /// Which host of the inventory a vCenter means, so that its series can carry the `address` that the
+    /// SSH series have. In this order, and the first rule that finds somebody decides:
+    /// 1. the vCenter's `name` for the host equals the address (its port left out);
+    /// 2. their first labels are equal, and so is the `site`;
+    /// 3. the `management_address` equals the address.
+    ///
+    /// `None`: nobody, or more than one.
+    pub fn match_host(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<&Arc<Host>> {
+        self.hosts.get(self.join.find(name, site, management_address)?)
+    }
+}
+
+fn sorted<T>(mut targets: Vec<T>, address: impl Fn(&T) -> &Arc<str>) -> Vec<Arc<T>> {
+    let mut seen = HashSet::new();
+    targets.retain(|target| seen.insert(address(target).to_ascii_lowercase()));
+    targets.sort_by(|a, b| address(a).cmp(address(b)));
+    targets.into_iter().map(Arc::new).collect()
 }

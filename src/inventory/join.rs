@@ -1,0 +1,65 @@
+//! The join between what a vCenter calls a host and what the inventory calls it. Indexed: a vCenter
+//! asks for each of its hosts at every poll.
+
+use super::Host;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Hosts by what they can be recognized by. Values are places in the list of hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Index {
+    by_name: HashMap<String, Match>,
+    by_label_and_site: HashMap<(String, Arc<str>), Match>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Match {
+    One(usize),
+    Ambiguous,
+}
+
+impl Index {
+    pub(super) fn new(hosts: &[Arc<Host>]) -> Self {
+        let mut index = Self::default();
+        for (at, host) in hosts.iter().enumerate() {
+            let name = canonical(&host.endpoint.host);
+            if let Some(label) = first_label(&name) {
+                add(&mut index.by_label_and_site, (label.to_owned(), Arc::clone(&host.site)), at);
+            }
+            add(&mut index.by_name, name, at);
+        }
+        index
+    }
+
+    pub(super) fn find(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<usize> {
+        let name = canonical(name);
+        let by_label = || {
+            let key = (first_label(&name)?.to_owned(), Arc::from(site));
+            self.by_label_and_site.get(&key)
+        };
+        let by_address = || self.by_name.get(&canonical(management_address?));
+        match self.by_name.get(&name).or_else(by_label).or_else(by_address)? {
+            Match::One(at) => Some(*at),
+            Match::Ambiguous => None,
+        }
+    }
+}
+
+fn add<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Match>, key: K, at: usize) {
+    map.entry(key).and_modify(|known| *known = Match::Ambiguous).or_insert(Match::One(at));
+}
+
+/// One notation for names that differ in case only, and for IPv6 addresses.
+fn canonical(name: &str) -> String {
+    match name.parse::<IpAddr>() {
+        Ok(ip) => ip.to_string(),
+        Err(_) => name.trim_end_matches('.').to_ascii_lowercase(),
+    }
+}
+
+/// The first label of a name; an IP address has none.
+fn first_label(name: &str) -> Option<&str> {
+    let is_name = name.parse::<IpAddr>().is_err();
+    name.split('.').next().filter(|label| is_name && !label.is_empty())
+}
