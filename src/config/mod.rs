@@ -1,8 +1,21 @@
 //! Configuration: file + environment + flags become one [`Config`], resolved and valid.
 //!
-//! Two stages. `file` mirrors the YAML, every key optional; `load` merges the environment and the flags
-//! over it, applies the defaults and checks the ranges. All problems are reported at once, each with
-//! its place (`report`). Nobody else reads the environment or knows a default.
+//! `file` reads the YAML into a tree; `section` puts what the environment and the flags say above it, and
+//! knows which keys were asked for; the files named after sections apply the defaults and check the
+//! ranges. All problems are reported at once, each with its place (`report`). Nobody else reads the
+//! environment or knows a default.
+
+mod accounts;
+mod collectors;
+mod file;
+mod load;
+mod otlp;
+mod report;
+mod section;
+mod values;
+
+pub use load::{Loaded, Overrides, Sources};
+pub use report::{ConfigError, Origin, Problem, SettingOrigin};
 
 use crate::accounts::AccountsConfig;
 use crate::inventory::AddressTemplate;
@@ -192,6 +205,8 @@ pub struct OtlpConfig {
     pub resource: Vec<(String, String)>,
     /// `None`: no traces.
     pub traces: Option<TracesConfig>,
+    /// Export metrics.
+    pub metrics: bool,
     /// Export log records at info and above.
     pub logs: bool,
 }

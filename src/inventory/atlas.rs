@@ -66,6 +66,18 @@ impl Default for AddressTemplate {
     }
 }
 
+impl fmt::Display for AddressTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => f.write_str(text)?,
+                Piece::Placeholder(name) => write!(f, "{{{name}}}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl std::str::FromStr for AddressTemplate {
     type Err = String;
 

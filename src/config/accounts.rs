@@ -1,0 +1,88 @@
+//! The accounts, which come from the environment alone.
+
+use super::report::Origin;
+use super::section::{At, Context};
+use super::{CriticalServiceConfig, OverallStateConfig};
+use crate::accounts::{Account, AccountsConfig, Proof, Secret, SecretSource, parse_key, read_secret_file};
+use std::path::PathBuf;
+
+/// An account is needed where the collector that uses it is on.
+pub(super) fn resolve(
+    context: &Context<'_>,
+    overall_state: Option<&At<OverallStateConfig>>,
+    critical_service: Option<&At<CriticalServiceConfig>>,
+) -> AccountsConfig {
+    let vcenter = account(context, "VCENTER_USER", vcenter_proof(context));
+    let esxi = account(context, "ESXI_USER", esxi_proof(context));
+    if let (None, Some(collector)) = (&vcenter, overall_state) {
+        missing(context, collector, "VCENTER_USER", "VCENTER_PASSWORD or VCENTER_MPW");
+    }
+    if let (None, Some(collector)) = (&esxi, critical_service) {
+        missing(context, collector, "ESXI_USER", "ESXI_PASSWORD or ESXI_KEY_FILE");
+    }
+    AccountsConfig { esxi, vcenter }
+}
+
+fn missing<T>(context: &Context<'_>, collector: &At<T>, user: &str, secrets: &str) {
+    let user = if context.variable(user).is_some() { String::new() } else { format!("{user} and ") };
+    let off = format!("{}.enabled: false", collector.key);
+    let message = format!(
+        "is on, but its account is missing: set {user}{secrets} (passwords also as …_FILE), \
+         or switch it off with {off}"
+    );
+    context.problem_at(collector, message);
+}
+
+fn account(context: &Context<'_>, user: &str, proof: Option<Proof>) -> Option<Account> {
+    let name = context.variable(user);
+    if let Some(name) = &name {
+        context.record(user, name.clone(), Origin::Environment(user.to_owned()));
+    }
+    Some(Account { user: name?.into(), proof: proof? })
+}
+
+fn vcenter_proof(context: &Context<'_>) -> Option<Proof> {
+    let password = secret(context, "VCENTER_PASSWORD").map(Proof::Password);
+    let master = secret(context, "VCENTER_MPW").map(Proof::MasterPassword);
+    master.or(password)
+}
+
+fn esxi_proof(context: &Context<'_>) -> Option<Proof> {
+    let password = secret(context, "ESXI_PASSWORD").map(Proof::Password);
+    let Some(path) = context.variable("ESXI_KEY_FILE").map(PathBuf::from) else { return password };
+    let origin = Origin::Environment("ESXI_KEY_FILE".to_owned());
+    context.record("ESXI_KEY_FILE", path.display().to_string(), origin.clone());
+    if let Err(why) = read_secret_file(&path).and_then(|content| parse_key(&path, &content)) {
+        context.problem(origin, "", why);
+    }
+    if password.is_some() {
+        context.note("ESXI_KEY_FILE is used, ESXI_PASSWORD is not");
+    }
+    Some(Proof::Key(path))
+}
+
+/// A secret as `NAME` or `NAME_FILE`.
+fn secret(context: &Context<'_>, name: &str) -> Option<SecretSource> {
+    let file_name = format!("{name}_FILE");
+    let value = context.variable(name);
+    let file = context.variable(&file_name).map(PathBuf::from);
+    let origin = |name: &str| Origin::Environment(name.to_owned());
+    match (value, file) {
+        (None, None) => None,
+        (Some(value), None) => {
+            context.record(name, "***".to_owned(), origin(name));
+            Some(SecretSource::Value(Secret::new(value)))
+        }
+        (None, Some(path)) => {
+            if let Err(why) = read_secret_file(&path) {
+                context.problem(origin(&file_name), "", why);
+            }
+            context.record(&file_name, path.display().to_string(), origin(&file_name));
+            Some(SecretSource::File(path))
+        }
+        (Some(_), Some(path)) => {
+            context.problem(origin(&file_name), "", format!("{name} is set, too; set one of the two"));
+            Some(SecretSource::File(path))
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! File, environment and flags become one [`Config`].
+
+use super::file::File;
+use super::report::{ConfigError, Origin, Problem, SettingOrigin};
+use super::section::{At, Context, Element, Section};
+use super::values::{boolean, duration, integer, listen, one_of, parsed, text, texts};
+use super::{
+    Config, HostKeyPolicy, InventoryConfig, LockoutConfig, PrometheusConfig, SshConfig, StaticTarget,
+    VcenterConfig,
+};
+use crate::inventory::{AddressTemplate, Endpoint};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DEFAULT_STATE_DIR: &str = "/var/lib/esxi-otel-agent";
+const DEFAULT_PORT: u16 = 9666;
+/// ESXi and vCenter keep an account locked for this long unless they were told otherwise
+/// (`Security.AccountUnlockTime`).
+const USUAL_LOCK: Duration = Duration::from_secs(900);
+
+/// What a configuration is made of. The process's own environment comes in through
+/// [`Sources::of_process`] alone.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file, `--config`. Without it the variable `CONFIG_FILE` names the file.
+    pub config: Option<PathBuf>,
+    /// The inventory file, `--atlas`.
+    pub atlas: Option<PathBuf>,
+    /// Further flags.
+    pub overrides: Overrides,
+    /// The environment.
+    pub env: BTreeMap<String, OsString>,
+    /// This machine's name: `service.instance.id` unless somebody says otherwise.
+    pub host_name: String,
+}
+
+/// Settings that were given as flags.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides(pub(super) BTreeMap<String, (String, String)>);
+
+impl Overrides {
+    /// Sets the setting with this key path (`prometheus.listen`), as the `flag` (`--listen`) says. An
+    /// empty environment variable is none, an empty flag is.
+    pub fn set(&mut self, key: &str, flag: &str, value: &str) {
+        self.0.insert(key.to_owned(), (flag.to_owned(), value.to_owned()));
+    }
+}
+
+impl Sources {
+    /// The environment and name of this process and machine, no flags.
+    pub fn of_process() -> Self {
+        let variable = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
+        let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self { env: std::env::vars_os().filter_map(variable).collect(), host_name, ..Self::default() }
+    }
+}
+
+/// A configuration, and what there is to say about it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What should be said once at the start, such as that TLS verification is off.
+    pub notes: Vec<String>,
+    /// Each setting with its value and who said so, in the order of the schema.
+    pub origins: Vec<SettingOrigin>,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Merges file, environment and flags. Flags win over the environment, the environment over the
+    /// file. Paths in the file are relative to its folder, all others to the working directory.
+    ///
+    /// Blocking: reads a few small files.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+        let mut sources = sources.clone();
+        if let Some(atlas) = &sources.atlas {
+            sources.overrides.set("inventory.atlas", "--atlas", &atlas.to_string_lossy());
+        }
+        let variable = sources.env.get("CONFIG_FILE").filter(|path| !path.is_empty());
+        let path = sources.config.clone().or_else(|| variable.map(PathBuf::from));
+        let file = path.as_deref().map(read_file).transpose()?;
+        let context = Context::new(&sources, file.as_ref());
+        let config = resolve(&context, &sources.host_name);
+        let (problems, origins, notes) =
+            (context.problems.into_inner(), context.origins.into_inner(), context.notes.into_inner());
+        if problems.is_empty() {
+            Ok(Loaded { config, notes, origins, file: path })
+        } else {
+            Err(ConfigError::new(problems))
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, ConfigError> {
+    File::read(path).map_err(|(place, message)| {
+        let origin = Origin::File { name: path.display().to_string().into(), place };
+        ConfigError::new(vec![Problem { origin, key: String::new(), message }])
+    })
+}
+
+/// The whole schema, from top to bottom. Problems are left in the context.
+fn resolve(context: &Context<'_>, host_name: &str) -> Config {
+    let mut root = context.root();
+    let inventory = inventory(&mut root);
+    let (overall_state, critical_service) = super::collectors::resolve(&mut root);
+    let state_dir = state_dir(&mut root);
+    let visits_every = critical_service.as_ref().map(|on| on.value.interval);
+    let accounts = super::accounts::resolve(context, overall_state.as_ref(), critical_service.as_ref());
+    Config {
+        inventory,
+        accounts,
+        ssh: ssh(&mut root, &state_dir, visits_every),
+        overall_state: overall_state.map(|on| on.value),
+        critical_service: critical_service.map(|on| on.value),
+        state_dir,
+        lockout: lockout(&mut root),
+        vcenter: vcenter(&mut root),
+        otlp: super::otlp::resolve(&mut root, host_name),
+        prometheus: prometheus(&mut root),
+    }
+}
+
+fn inventory(root: &mut Section<'_>) -> InventoryConfig {
+    let context = root.context;
+    let mut section = root.section("inventory");
+    let path = |value: &_| context.path(value);
+    let atlas = section.setting("atlas", path).env("ATLAS_FILE", path).optional();
+    let vcenters = static_targets(&mut section, "vcenters", false);
+    let hosts = static_targets(&mut section, "hosts", true);
+    let host_address = section.setting("host_address", parsed).or(AddressTemplate::default()).value;
+    let mut only = BTreeMap::new();
+    for (label, values) in section.map("only") {
+        only.extend(values.parse(texts).map(|values| (label.to_owned(), values)));
+    }
+    if atlas.is_none() && !section.names("atlas") && !section.names("vcenters") && !section.names("hosts") {
+        context.problem(
+            Origin::Default,
+            "",
+            "there is nobody to visit: name an inventory file (--atlas, ATLAS_FILE or inventory.atlas), \
+             or vCenters and hosts under inventory.vcenters and inventory.hosts",
+        );
+    }
+    InventoryConfig { atlas: atlas.map(|atlas| atlas.value), host_address, only, vcenters, hosts }
+}
+
+fn static_targets(inventory: &mut Section<'_>, key: &'static str, labelled: bool) -> Vec<StaticTarget> {
+    let mut targets: BTreeMap<String, StaticTarget> = BTreeMap::new();
+    for element in inventory.list(key).unwrap_or_default() {
+        let mut section = element.section();
+        let address = section.setting("address", |value| {
+            let address = text(value)?;
+            address.parse::<Endpoint>().map_err(|e| e.to_string())?;
+            Ok(address)
+        });
+        let address = address.unrecorded().map(|address| address.value);
+        let site = section.setting("site", text).unrecorded().map(|site| site.value).unwrap_or_default();
+        let labels = if labelled { labels(section.map("labels")) } else { BTreeMap::new() };
+        let Some(address) = address else {
+            if !section.names("address") {
+                element.problem("has no address");
+            }
+            continue;
+        };
+        let target = StaticTarget { address: address.clone(), site, labels };
+        if targets.insert(address.to_ascii_lowercase(), target).is_some() {
+            element.problem(format!("{address} is named twice"));
+        }
+    }
+    targets.into_values().collect()
+}
+
+fn labels(elements: Vec<(&str, Element<'_>)>) -> BTreeMap<String, String> {
+    let label = |(name, value): (&str, Element<'_>)| Some((name.to_owned(), value.parse(text)?));
+    elements.into_iter().filter_map(label).collect()
+}
+
+/// What somebody said, else `$STATE_DIRECTORY` as systemd sets it, else the usual folder where it can be written, else the
+/// user's folder by the XDG rules.
+fn state_dir(root: &mut Section<'_>) -> PathBuf {
+    let context = root.context;
+    if let Some(given) = root.setting("state_dir", |value| context.path(value)).optional() {
+        return given.value;
+    }
+    // systemd separates several folders by colons; ours is the first one.
+    let service = context.variable("STATE_DIRECTORY");
+    if let Some(folder) = service.as_ref().and_then(|folders| folders.split(':').next()) {
+        context.record("state_dir", folder.to_owned(), Origin::Environment("STATE_DIRECTORY".to_owned()));
+        return folder.into();
+    }
+    let usual = PathBuf::from(DEFAULT_STATE_DIR);
+    let default = if is_writable(&usual) {
+        usual
+    } else {
+        let xdg = context.variable("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || Some(PathBuf::from(context.variable("HOME")?).join(".local/state"));
+        match xdg.or_else(home) {
+            Some(folder) => folder.join("esxi-otel-agent"),
+            None => {
+                let why = "can't be written, and neither XDG_STATE_HOME nor HOME is set: name a folder";
+                context.problem(Origin::Default, "state_dir", format!("{DEFAULT_STATE_DIR} {why}"));
+                usual
+            }
+        }
+    };
+    context.record("state_dir", default.display().to_string(), Origin::Default);
+    default
+}
+
+fn is_writable(folder: &Path) -> bool {
+    let access = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    if folder.exists() { folder.is_dir() && access(folder) } else { folder.parent().is_some_and(access) }
+}
+
+fn ssh(root: &mut Section<'_>, state_dir: &Path, interval: Option<Duration>) -> SshConfig {
+    const POLICIES: &[(&str, HostKeyPolicy)] = &[
+        ("accept-new", HostKeyPolicy::AcceptNew),
+        ("strict", HostKeyPolicy::Strict),
+        ("insecure", HostKeyPolicy::Insecure),
+    ];
+    let context = root.context;
+    let mut section = root.section("ssh");
+    let port = section.setting("port", integer(1..=u16::MAX)).or(22).value;
+    let known_hosts = section.setting("known_hosts", |value| context.path(value));
+    let known_hosts = known_hosts.or(state_dir.join("known_hosts")).value;
+    let policy = section.setting("host_key_policy", one_of(POLICIES)).or(HostKeyPolicy::AcceptNew);
+    if policy.value == HostKeyPolicy::Insecure {
+        context.note(format!("{}: host keys are not verified: anybody may read the password", policy.key));
+    }
+    let reuse_sessions = section.setting("reuse_sessions", boolean).or(true).value;
+
+    let mut timeouts = section.section("timeouts");
+    // A visit must not outlast its interval; a short one shortens the defaults: 1 + 2 + 2 fifths.
+    let fifth = interval.map_or(Duration::MAX, |interval| interval / 5);
+    let mut timeout = |key, default: Duration, fifths: u32| {
+        timeouts
+            .setting(key, duration(Duration::from_millis(100)..=SECOND * 600))
+            .or(default.min(fifth.saturating_mul(fifths)))
+    };
+    let all = [
+        timeout("connect", SECOND * 10, 1),
+        timeout("login", SECOND * 20, 2),
+        timeout("command", SECOND * 20, 2),
+    ];
+    let sum: Duration = all.iter().map(|timeout| timeout.value).sum();
+    if let Some(longest) = all.iter().filter(|timeout| timeout.is_given()).max_by_key(|timeout| timeout.value)
+        && let Some(interval) = interval.filter(|interval| sum > *interval)
+    {
+        use super::values::Show;
+        let message = format!(
+            "connect, login and command together may take {}, longer than the visits' interval of {}",
+            sum.show(),
+            interval.show(),
+        );
+        context.problem_at(longest, message);
+    }
+    let [connect_timeout, login_timeout, command_timeout] = all.map(|timeout| timeout.value);
+    SshConfig {
+        port,
+        known_hosts,
+        host_key_policy: policy.value,
+        reuse_sessions,
+        connect_timeout,
+        login_timeout,
+        command_timeout,
+    }
+}
+
+fn lockout(root: &mut Section<'_>) -> LockoutConfig {
+    let mut section = root.section("lockout");
+    let wait = section.setting("wait", duration(SECOND..=DAY)).or(SECOND * 1000);
+    let max_wait = section.setting("max_wait", duration(SECOND..=DAY * 30)).or(DAY.max(wait.value));
+    let unproven_tries = section.setting("unproven_tries", integer(1..=100)).or(3).value;
+    if max_wait.is_given() && !wait.bad && max_wait.value < wait.value {
+        section.context.problem_at(&max_wait, "is shorter than lockout.wait");
+    }
+    if wait.value < USUAL_LOCK {
+        section.context.note("lockout.wait is shorter than the 900 s for which hosts lock an account");
+    }
+    LockoutConfig { wait: wait.value, max_wait: max_wait.value, unproven_tries }
+}
+
+fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
+    let context = root.context;
+    // The Python exporter's sample file says ssl_verify, its code reads verify_ssl.
+    let old = ["ssl_verify", "verify_ssl"].map(|key| root.setting(key, boolean).unrecorded());
+    let mut section = root.section("vcenter");
+    let new = section.setting("verify_tls", boolean);
+    let ca_file = section.setting("ca_file", |value| context.path(value)).optional();
+    let new = new.unrecorded();
+    let given: Vec<&At<bool>> = old.iter().chain([&new]).flatten().collect();
+    if let [first, rest @ ..] = given.as_slice()
+        && let Some(other) = rest.iter().find(|other| other.value != first.value)
+    {
+        context.problem_at(other, format!("contradicts {} ({})", first.key, first.origin));
+    }
+    let chosen = given.first();
+    let verify_tls = chosen.is_none_or(|chosen| chosen.value);
+    let origin = chosen.map_or(Origin::Default, |chosen| chosen.origin.clone());
+    context.record("vcenter.verify_tls", verify_tls.to_string(), origin);
+    if !verify_tls {
+        context.note(match chosen {
+            Some(At { key, origin, .. }) => {
+                format!("{key} ({origin}): TLS verification of vCenters is off: anybody may read the password")
+            }
+            None => String::new(),
+        });
+    }
+    if let Some(ca_file) = &ca_file {
+        super::otlp::check_certificates(context, ca_file);
+    }
+    let page_size = section.setting("page_size", integer(0..=100_000)).or(0).value;
+    let mut timeouts = section.section("timeouts");
+    let limit = || duration(Duration::from_millis(100)..=SECOND * 600);
+    let connect_timeout = timeouts.setting("connect", limit()).or(SECOND * 10).value;
+    let call_timeout = timeouts.setting("call", limit()).or(SECOND * 60).value;
+    let ca_file = ca_file.map(|ca_file| ca_file.value);
+    VcenterConfig { verify_tls, ca_file, page_size, connect_timeout, call_timeout }
+}
+
+fn prometheus(root: &mut Section<'_>) -> Option<PrometheusConfig> {
+    let port = root.setting("port", integer(1..=u16::MAX)).optional();
+    let mut section = root.section("prometheus");
+    let enabled = section.setting("enabled", boolean).or(true).value;
+    let default = port.as_ref().map_or(DEFAULT_PORT, |port| port.value);
+    let listen = section.setting("listen", listen).or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, default)));
+    if let Some(port) = port
+        && matches!((&port.origin, &listen.origin), (Origin::File { .. }, Origin::File { .. }))
+        && !listen.bad
+        && listen.value.port() != port.value
+    {
+        section.context.problem_at(&listen, format!("contradicts port: {} ({})", port.value, port.origin));
+    }
+    enabled.then_some(PrometheusConfig { listen: listen.value })
+}

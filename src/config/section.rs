@@ -1,0 +1,352 @@
+//! A section of the file, with what the environment and the flags say about its settings: the one place
+//! where precedence is decided, and where unknown and duplicate keys are found.
+
+use super::file::{Entries, File, NodePath, Value};
+use super::report::{Origin, Problem, SettingOrigin};
+use super::values::{Show, describe};
+use super::{Overrides, Sources};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// What all sections share.
+pub(super) struct Context<'a> {
+    sources: &'a Sources,
+    file: Option<&'a File>,
+    pub(super) problems: RefCell<Vec<Problem>>,
+    pub(super) origins: RefCell<Vec<SettingOrigin>>,
+    pub(super) notes: RefCell<Vec<String>>,
+}
+
+/// A setting's value, and who said so.
+#[derive(Debug, Clone)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) key: String,
+    pub(super) origin: Origin,
+    /// What was said made no sense, so this is the default. Already reported: nothing that follows from
+    /// it is worth a further problem.
+    pub(super) bad: bool,
+}
+
+impl<T> At<T> {
+    /// Whether somebody said it, and it made sense.
+    pub(super) fn is_given(&self) -> bool {
+        self.origin != Origin::Default && !self.bad
+    }
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(sources: &'a Sources, file: Option<&'a File>) -> Self {
+        let (problems, origins, notes) = Default::default();
+        Self { sources, file, problems, origins, notes }
+    }
+
+    pub(super) fn root(&'a self) -> Section<'a> {
+        let entries = self.file.map(|file| &file.entries);
+        Section { context: self, entries, node: Vec::new(), path: String::new(), asked: Vec::new() }
+    }
+
+    /// A variable that is set and not empty: OpenTelemetry's rule, for all variables.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        let value = self.sources.env.get(name).filter(|value| !value.is_empty())?;
+        let text = value.to_str();
+        if text.is_none() {
+            self.problem(Origin::Environment(name.to_owned()), "", "is no UTF-8 text");
+        }
+        text.map(str::to_owned)
+    }
+
+    pub(super) fn problem(&self, origin: Origin, key: &str, message: impl Into<String>) {
+        self.problems.borrow_mut().push(Problem { origin, key: key.to_owned(), message: message.into() });
+    }
+
+    pub(super) fn problem_at<T>(&self, setting: &At<T>, message: impl Into<String>) {
+        self.problem(setting.origin.clone(), &setting.key, message);
+    }
+
+    pub(super) fn note(&self, note: impl Into<String>) {
+        self.notes.borrow_mut().push(note.into());
+    }
+
+    /// The path that a text of the file or of elsewhere means.
+    pub(super) fn path(&self, value: &Value) -> Result<std::path::PathBuf, String> {
+        let text = super::values::text(value)?;
+        match (value, self.file) {
+            (Value::Text(_), Some(file)) => Ok(file.folder.join(text)),
+            _ => Ok(text.into()),
+        }
+    }
+
+    fn origin(&self, node: &[usize]) -> Origin {
+        let Some(file) = self.file else { return Origin::Default };
+        Origin::File { name: file.name.clone(), place: file.place(node) }
+    }
+}
+
+/// A map of the file, or the absence of one. What nobody asked for is reported when it is dropped.
+pub(super) struct Section<'a> {
+    pub(super) context: &'a Context<'a>,
+    entries: Option<&'a Entries>,
+    node: NodePath,
+    pub(super) path: String,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    /// Whether the file has the key at all.
+    pub(super) fn names(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// A setting, still to be told what else may set it and what its default is.
+    pub(super) fn setting<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+    ) -> Setting<'a, T> {
+        self.asked.push(key);
+        let context = self.context;
+        let path = self.key(key);
+        let mut setting = Setting { context, key: path, found: None, bad: None };
+        if let Some((flag, text)) = context.sources.overrides.get(&setting.key) {
+            setting.offer(Origin::Flag(flag.clone()), parse(&Value::Loose(text.clone())));
+        }
+        if let Some((at, value)) = self.find(key).filter(|(_, value)| **value != Value::Null) {
+            setting.offer(context.origin(&self.child(at)), parse(value));
+        }
+        setting
+    }
+
+    /// A section below this one.
+    pub(super) fn section(&mut self, key: &'static str) -> Section<'a> {
+        self.asked.push(key);
+        let path = self.key(key);
+        match self.find(key) {
+            Some((at, value)) => self.context.section_of(value, self.child(at), path),
+            None => Section { entries: None, node: Vec::new(), asked: Vec::new(), path, ..*self },
+        }
+    }
+
+    /// The elements of a list, with their places; `None`: it is not there.
+    pub(super) fn list(&mut self, key: &'static str) -> Option<Vec<Element<'a>>> {
+        self.asked.push(key);
+        let (at, value) = self.find(key).filter(|(_, value)| **value != Value::Null)?;
+        let (node, path, context) = (self.child(at), self.key(key), self.context);
+        let Value::List(list) = value else {
+            context.problem(context.origin(&node), &path, format!("{} is no list", describe(value)));
+            return None;
+        };
+        let element = |(i, value)| Element {
+            context,
+            value,
+            node: [node.as_slice(), &[i]].concat(),
+            path: format!("{path}[{i}]"),
+        };
+        Some(list.iter().enumerate().map(element).collect())
+    }
+
+    /// The entries of a map with free keys, such as labels.
+    pub(super) fn map(&mut self, key: &'static str) -> Vec<(&'a str, Element<'a>)> {
+        let mut section = self.section(key);
+        let entries = section.entries.take().map(Vec::as_slice).unwrap_or_default();
+        section.report_duplicates(entries);
+        let element = |(i, (key, value)): (usize, &'a (String, Value))| {
+            let (node, path) = (section.child(i), section.key(key));
+            (key.as_str(), Element { context: section.context, value, node, path })
+        };
+        entries.iter().enumerate().map(element).collect()
+    }
+
+    /// Where the file has the key.
+    pub(super) fn place_of(&self, key: &str) -> Origin {
+        self.find(key).map_or(Origin::Default, |(at, _)| self.context.origin(&self.child(at)))
+    }
+
+    fn find(&self, key: &str) -> Option<(usize, &'a Value)> {
+        let entries = self.entries?;
+        entries.iter().enumerate().find(|(_, (name, _))| name == key).map(|(at, (_, value))| (at, value))
+    }
+
+    fn child(&self, at: usize) -> NodePath {
+        [self.node.as_slice(), &[at]].concat()
+    }
+
+    fn key(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn report_duplicates(&self, entries: &[(String, Value)]) {
+        let mut seen = HashMap::new();
+        for (at, (key, _)) in entries.iter().enumerate() {
+            let first = *seen.entry(key).or_insert(at);
+            if first == at {
+                continue;
+            }
+            let line = match self.context.origin(&self.child(first)) {
+                Origin::File { place: Some((line, _)), .. } => format!(" (first in line {line})"),
+                _ => String::new(),
+            };
+            let origin = self.context.origin(&self.child(at));
+            self.context.problem(origin, &self.key(key), format!("given twice{line}"));
+        }
+    }
+}
+
+impl Drop for Section<'_> {
+    fn drop(&mut self) {
+        let entries = self.entries.map(Vec::as_slice).unwrap_or_default();
+        self.report_duplicates(entries);
+        for (at, (key, _)) in entries.iter().enumerate().filter(|(_, (key, _))| !self.asked.contains(&key.as_str()))
+        {
+            let message = format!("unknown key; {}", suggest(key, &self.asked));
+            self.context.problem(self.context.origin(&self.child(at)), &self.key(key), message);
+        }
+    }
+}
+
+/// How alike two names have to be for one to be suggested for the other (Jaro-Winkler, 0–1).
+const ALIKE: f64 = 0.85;
+
+fn suggest(key: &str, known: &[&'static str]) -> String {
+    let alike = |name: &&str| strsim::jaro_winkler(key, name);
+    let nearest = known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    match nearest.filter(|name| alike(name) >= ALIKE) {
+        Some(name) => format!("did you mean {name}?"),
+        None => format!("known here: {}", known.join(", ")),
+    }
+}
+
+/// An element of a list, or an entry with a free key.
+pub(super) struct Element<'a> {
+    context: &'a Context<'a>,
+    pub(super) value: &'a Value,
+    node: NodePath,
+    pub(super) path: String,
+}
+
+impl<'a> Element<'a> {
+    /// As a section.
+    pub(super) fn section(&self) -> Section<'a> {
+        self.context.section_of(self.value, self.node.clone(), self.path.clone())
+    }
+
+    /// As a value; what is wrong is reported.
+    pub(super) fn parse<T>(&self, parse: impl Fn(&Value) -> Result<T, String>) -> Option<T> {
+        parse(self.value).map_err(|message| self.problem(message)).ok()
+    }
+
+    pub(super) fn problem(&self, message: impl Into<String>) {
+        self.context.problem(self.context.origin(&self.node), &self.path, message);
+    }
+}
+
+impl<'a> Context<'a> {
+    fn section_of(&'a self, value: &'a Value, node: NodePath, path: String) -> Section<'a> {
+        let entries = match value {
+            Value::Map(entries) => Some(entries),
+            Value::Null => None,
+            _ => {
+                let message = format!("{} where keys and values are needed", describe(value));
+                self.problem(self.origin(&node), &path, message);
+                None
+            }
+        };
+        Section { context: self, entries, node, path, asked: Vec::new() }
+    }
+}
+
+/// A setting on its way: the first one who said something that makes sense wins, but whatever makes no
+/// sense is reported, whoever said it.
+#[must_use]
+pub(super) struct Setting<'a, T> {
+    context: &'a Context<'a>,
+    key: String,
+    found: Option<(T, Origin)>,
+    bad: Option<Origin>,
+}
+
+impl<'a, T> Setting<'a, T> {
+    /// A variable that sets it, too, and beats the file. Of several the one named first wins.
+    pub(super) fn env(mut self, name: &str, parse: impl Fn(&Value) -> Result<T, String>) -> Self {
+        if let Some(text) = self.context.variable(name) {
+            self.offer(Origin::Environment(name.to_owned()), parse(&Value::Loose(text)));
+        }
+        self
+    }
+
+    /// The same, for a variable that does not always say something about this setting.
+    pub(super) fn env_maybe(mut self, name: &str, parse: impl Fn(&str) -> Result<Option<T>, String>) -> Self {
+        if let Some(parsed) = self.context.variable(name).and_then(|text| parse(&text).transpose()) {
+            self.offer(Origin::Environment(name.to_owned()), parsed);
+        }
+        self
+    }
+
+    fn offer(&mut self, origin: Origin, parsed: Result<T, String>) {
+        match parsed {
+            Ok(value) => {
+                // Two variables are of one rank: the one that was asked first stays.
+                let beaten = self.found.as_ref().is_some_and(|(_, first)| rank(first) <= rank(&origin));
+                if !beaten {
+                    self.found = Some((value, origin));
+                }
+            }
+            Err(message) => {
+                self.context.problem(origin.clone(), &self.key, message);
+                self.bad = Some(origin);
+            }
+        }
+    }
+
+    /// Its value or the default.
+    pub(super) fn or(self, default: T) -> At<T>
+    where
+        T: Show,
+    {
+        let (context, key, bad) = (self.context, self.key.clone(), self.bad.clone());
+        self.optional().unwrap_or_else(|| {
+            if bad.is_none() {
+                context.record(&key, default.show(), Origin::Default);
+            }
+            At { value: default, key, bad: bad.is_some(), origin: bad.unwrap_or(Origin::Default) }
+        })
+    }
+
+    /// Its value, if somebody gave one that makes sense.
+    pub(super) fn optional(self) -> Option<At<T>>
+    where
+        T: Show,
+    {
+        let context = self.context;
+        let found = self.unrecorded()?;
+        context.record(&found.key, found.value.show(), found.origin.clone());
+        Some(found)
+    }
+
+    /// The same, without a line in the report of `check`: for elements of lists, and secrets.
+    pub(super) fn unrecorded(self) -> Option<At<T>> {
+        let (value, origin) = self.found?;
+        Some(At { value, key: self.key, origin, bad: false })
+    }
+}
+
+impl Context<'_> {
+    pub(super) fn record(&self, key: &str, value: String, origin: Origin) {
+        self.origins.borrow_mut().push(SettingOrigin { key: key.to_owned(), value, origin });
+    }
+}
+
+fn rank(origin: &Origin) -> u8 {
+    match origin {
+        Origin::Flag(_) => 0,
+        Origin::Environment(_) => 1,
+        Origin::File { .. } => 2,
+        Origin::Default => 3,
+    }
+}
+
+impl Overrides {
+    fn get(&self, key: &str) -> Option<&(String, String)> {
+        self.0.get(key)
+    }
+}
