@@ -51,7 +51,8 @@ fn critical_service(mut section: Section<'_>, on_by_default: bool) -> Option<At<
         section.context.problem_at(&threads, format!("contradicts {}: {}", most.key, most.value));
     }
     let services = services(&mut section);
-    let not_installed = section.setting("not_installed", one_of(NOT_INSTALLED)).or(NotInstalled::Stopped).value;
+    let not_installed =
+        section.setting("not_installed", one_of(NOT_INSTALLED)).or(NotInstalled::Stopped).value;
     let max_in_flight = most.value;
     switched(enabled, CriticalServiceConfig { interval, stale_after, max_in_flight, services, not_installed })
 }

@@ -92,6 +92,9 @@ fn syntax_problem(text: &str, error: &serde_yaml::Error) -> (Place, String) {
         return (place, "is indented with a tab; YAML wants spaces".to_owned());
     }
     let message = error.to_string();
+    if message.contains("invalid type: enum") {
+        return (place, "has a tag such as !include; tags are not supported".to_owned());
+    }
     // The place stands before the message already.
     let message = message.split(" at line ").next().unwrap_or_default().replace(['\n', '\r'], " ");
     (place, format!("is no YAML: {message}"))

@@ -1,6 +1,6 @@
 //! File, environment and flags become one [`Config`].
 
-use super::file::File;
+use super::file::{File, Value};
 use super::report::{ConfigError, Origin, Problem, SettingOrigin};
 use super::section::{At, Context, Element, Section};
 use super::values::{boolean, duration, integer, listen, one_of, parsed, text, texts};
@@ -11,6 +11,7 @@ use super::{
 use crate::inventory::{AddressTemplate, Endpoint};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,7 +26,7 @@ const USUAL_LOCK: Duration = Duration::from_secs(900);
 
 /// What a configuration is made of. The process's own environment comes in through
 /// [`Sources::of_process`] alone.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file, `--config`. Without it the variable `CONFIG_FILE` names the file.
     pub config: Option<PathBuf>,
@@ -44,10 +45,21 @@ pub struct Sources {
 pub struct Overrides(pub(super) BTreeMap<String, (String, String)>);
 
 impl Overrides {
-    /// Sets the setting with this key path (`prometheus.listen`), as the `flag` (`--listen`) says. An
-    /// empty environment variable is none, an empty flag is.
+    /// Sets the setting with this key path (`prometheus.listen`), as the `flag` (`--listen`) says.
     pub fn set(&mut self, key: &str, flag: &str, value: &str) {
         self.0.insert(key.to_owned(), (flag.to_owned(), value.to_owned()));
+    }
+}
+
+impl fmt::Debug for Sources {
+    /// Without the values of variables, of which some are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("config", &self.config)
+            .field("overrides", &self.overrides)
+            .field("env", &self.env.keys())
+            .field("host_name", &self.host_name)
+            .finish()
     }
 }
 
@@ -91,6 +103,7 @@ impl Config {
         let file = path.as_deref().map(read_file).transpose()?;
         let context = Context::new(&sources, file.as_ref());
         let config = resolve(&context, &sources.host_name);
+        context.report_unused_flags();
         let (problems, origins, notes) =
             (context.problems.into_inner(), context.origins.into_inner(), context.notes.into_inner());
         if problems.is_empty() {
@@ -132,6 +145,8 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
 
 fn inventory(root: &mut Section<'_>) -> InventoryConfig {
     let context = root.context;
+    let problems = || context.problems.borrow().len();
+    let before = problems();
     let mut section = root.section("inventory");
     let path = |value: &_| context.path(value);
     let atlas = section.setting("atlas", path).env("ATLAS_FILE", path).optional();
@@ -142,7 +157,7 @@ fn inventory(root: &mut Section<'_>) -> InventoryConfig {
     for (label, values) in section.map("only") {
         only.extend(values.parse(texts).map(|values| (label.to_owned(), values)));
     }
-    if atlas.is_none() && !section.names("atlas") && !section.names("vcenters") && !section.names("hosts") {
+    if atlas.is_none() && vcenters.is_empty() && hosts.is_empty() && problems() == before {
         context.problem(
             Origin::Default,
             "",
@@ -166,7 +181,7 @@ fn static_targets(inventory: &mut Section<'_>, key: &'static str, labelled: bool
         let site = section.setting("site", text).unrecorded().map(|site| site.value).unwrap_or_default();
         let labels = if labelled { labels(section.map("labels")) } else { BTreeMap::new() };
         let Some(address) = address else {
-            if !section.names("address") {
+            if !section.names("address") && matches!(element.value, Value::Map(_)) {
                 element.problem("has no address");
             }
             continue;
@@ -310,7 +325,9 @@ fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
     if !verify_tls {
         context.note(match chosen {
             Some(At { key, origin, .. }) => {
-                format!("{key} ({origin}): TLS verification of vCenters is off: anybody may read the password")
+                format!(
+                    "{key} ({origin}): TLS verification of vCenters is off: anybody may read the password"
+                )
             }
             None => String::new(),
         });

@@ -36,7 +36,8 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str) -> Option<OtlpCon
         &[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)];
     let context = root.context;
     let path = |value: &_| context.path(value);
-    let [metrics_of, all_of] = ["_METRICS", ""].map(|signal| move |what: &str| format!("{PREFIX}{signal}_{what}"));
+    let [metrics_of, all_of] =
+        ["_METRICS", ""].map(|signal| move |what: &str| format!("{PREFIX}{signal}_{what}"));
 
     let mut section = root.section("otlp");
     let disabled = |text: &str| Ok(text.eq_ignore_ascii_case("true").then_some(false));
@@ -55,9 +56,8 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str) -> Option<OtlpCon
     let headers = headers(&mut section, &[metrics_of("HEADERS"), all_of("HEADERS")]);
 
     let mut tls = section.section("tls");
-    let mut pem = |key, what| {
-        tls.setting(key, path).env(&metrics_of(what), path).env(&all_of(what), path).optional()
-    };
+    let mut pem =
+        |key, what| tls.setting(key, path).env(&metrics_of(what), path).env(&all_of(what), path).optional();
     let ca_file = pem("ca_file", "CERTIFICATE");
     let cert_file = pem("cert_file", "CLIENT_CERTIFICATE");
     let key_file = pem("key_file", "CLIENT_KEY");
@@ -145,7 +145,9 @@ fn headers(section: &mut Section<'_>, variables: &[String]) -> Vec<(String, Secr
 fn check_header(name: &str, value: &str) -> Result<(), String> {
     let key = MetadataKey::<Ascii>::from_bytes(name.as_bytes());
     if name.bytes().any(|b| b.is_ascii_uppercase()) || key.is_err() {
-        return Err(format!("{name:?} is no gRPC header: lower-case letters, digits, '-', '_', '.', not …-bin"));
+        return Err(format!(
+            "{name:?} is no gRPC header: lower-case letters, digits, '-', '_', '.', not …-bin"
+        ));
     }
     let value = value.parse::<MetadataValue<Ascii>>();
     value.map(|_| ()).map_err(|_| format!("the value of {name} has other than visible ASCII characters"))
@@ -256,7 +258,8 @@ fn resource(context: &Context<'_>, host_name: &str) -> Vec<(String, String)> {
 }
 
 fn refuse_protocols(context: &Context<'_>, variables: &[String]) {
-    let Some((name, protocol)) = variables.iter().find_map(|name| Some((name, context.variable(name)?))) else {
+    let Some((name, protocol)) = variables.iter().find_map(|name| Some((name, context.variable(name)?)))
+    else {
         return;
     };
     if protocol != "grpc" {
@@ -267,12 +270,19 @@ fn refuse_protocols(context: &Context<'_>, variables: &[String]) {
 
 fn note_other_signals(context: &Context<'_>) {
     for signal in ["TRACES", "LOGS"] {
-        for what in
-            ["ENDPOINT", "HEADERS", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY", "TIMEOUT"]
-        {
+        for what in [
+            "ENDPOINT",
+            "HEADERS",
+            "COMPRESSION",
+            "CERTIFICATE",
+            "CLIENT_CERTIFICATE",
+            "CLIENT_KEY",
+            "TIMEOUT",
+        ] {
             let name = format!("{PREFIX}_{signal}_{what}");
             if context.variable(&name).is_some() {
-                context.note(format!("{name} is not honoured: metrics, traces and logs share one connection"));
+                context
+                    .note(format!("{name} is not honoured: metrics, traces and logs share one connection"));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::report::{Origin, Problem, SettingOrigin};
 use super::values::{Show, describe};
 use super::{Overrides, Sources};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What all sections share.
 pub(super) struct Context<'a> {
@@ -15,6 +15,7 @@ pub(super) struct Context<'a> {
     pub(super) problems: RefCell<Vec<Problem>>,
     pub(super) origins: RefCell<Vec<SettingOrigin>>,
     pub(super) notes: RefCell<Vec<String>>,
+    flags_used: RefCell<HashSet<String>>,
 }
 
 /// A setting's value, and who said so.
@@ -37,8 +38,8 @@ impl<T> At<T> {
 
 impl<'a> Context<'a> {
     pub(super) fn new(sources: &'a Sources, file: Option<&'a File>) -> Self {
-        let (problems, origins, notes) = Default::default();
-        Self { sources, file, problems, origins, notes }
+        let (problems, origins, notes, flags_used) = Default::default();
+        Self { sources, file, problems, origins, notes, flags_used }
     }
 
     pub(super) fn root(&'a self) -> Section<'a> {
@@ -109,6 +110,7 @@ impl<'a> Section<'a> {
         let path = self.key(key);
         let mut setting = Setting { context, key: path, found: None, bad: None };
         if let Some((flag, text)) = context.sources.overrides.get(&setting.key) {
+            context.flags_used.borrow_mut().insert(setting.key.clone());
             setting.offer(Origin::Flag(flag.clone()), parse(&Value::Loose(text.clone())));
         }
         if let Some((at, value)) = self.find(key).filter(|(_, value)| **value != Value::Null) {
@@ -196,7 +198,8 @@ impl Drop for Section<'_> {
     fn drop(&mut self) {
         let entries = self.entries.map(Vec::as_slice).unwrap_or_default();
         self.report_duplicates(entries);
-        for (at, (key, _)) in entries.iter().enumerate().filter(|(_, (key, _))| !self.asked.contains(&key.as_str()))
+        for (at, (key, _)) in
+            entries.iter().enumerate().filter(|(_, (key, _))| !self.asked.contains(&key.as_str()))
         {
             let message = format!("unknown key; {}", suggest(key, &self.asked));
             self.context.problem(self.context.origin(&self.child(at)), &self.key(key), message);
@@ -330,18 +333,26 @@ impl<'a, T> Setting<'a, T> {
     }
 }
 
-impl Context<'_> {
-    pub(super) fn record(&self, key: &str, value: String, origin: Origin) {
-        self.origins.borrow_mut().push(SettingOrigin { key: key.to_owned(), value, origin });
-    }
-}
-
 fn rank(origin: &Origin) -> u8 {
     match origin {
         Origin::Flag(_) => 0,
         Origin::Environment(_) => 1,
         Origin::File { .. } => 2,
         Origin::Default => 3,
+    }
+}
+
+impl Context<'_> {
+    pub(super) fn record(&self, key: &str, value: String, origin: Origin) {
+        self.origins.borrow_mut().push(SettingOrigin { key: key.to_owned(), value, origin });
+    }
+
+    /// A flag whose setting nobody asked for would be passed over in silence.
+    pub(super) fn report_unused_flags(&self) {
+        let used = self.flags_used.borrow();
+        for (key, (flag, _)) in self.sources.overrides.0.iter().filter(|(key, _)| !used.contains(*key)) {
+            self.problem(Origin::Flag(flag.clone()), key, format!("there is no setting {key}"));
+        }
     }
 }
 

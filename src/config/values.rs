@@ -71,7 +71,11 @@ pub(super) fn ratio(value: &Value) -> Result<f64, String> {
         Value::Loose(text) => text.parse().map_err(|_| format!("{} is no number", describe(value)))?,
         _ => return Err(format!("{} is no number", describe(value))),
     };
-    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err(out_of_range(&number.to_string(), &(0.0..=1.0))) }
+    if (0.0..=1.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err(out_of_range(&number.to_string(), &(0.0..=1.0)))
+    }
 }
 
 /// Durations with their unit: `500ms`, `30s`, `5m`, `1h30m`.
@@ -86,7 +90,8 @@ pub(super) fn duration(allowed: RangeInclusive<Duration>) -> impl Fn(&Value) -> 
             return Err(without_unit(text));
         }
         let parsed = text.parse::<SignedDuration>().ok().and_then(|parsed| Duration::try_from(parsed).ok());
-        let parsed = parsed.ok_or_else(|| format!("{} is no duration; write 30s, 5m or 1h30m", quoted(text)))?;
+        let parsed =
+            parsed.ok_or_else(|| format!("{} is no duration; write 30s, 5m or 1h30m", quoted(text)))?;
         if allowed.contains(&parsed) { Ok(parsed) } else { Err(out_of_range(text, &allowed)) }
     }
 }
@@ -131,7 +136,9 @@ pub(super) fn bytes(allowed: RangeInclusive<usize>) -> impl Fn(&Value) -> Result
         };
         let number = number.ok_or_else(no_size)?;
         let fitting = usize::try_from(number).ok().filter(|number| allowed.contains(number));
-        fitting.ok_or_else(|| out_of_range(&number.to_string(), &allowed))
+        let mebibytes = |size: &usize| format!("{}MiB", size >> 20);
+        let range = || format!("{} to {}", mebibytes(allowed.start()), mebibytes(allowed.end()));
+        fitting.ok_or_else(|| format!("{} is out of range; allowed are {}", describe(value), range()))
     }
 }
 
@@ -306,10 +313,13 @@ mod tests {
 
     #[test]
     fn sizes_are_bytes_or_have_a_binary_unit() {
-        let size = |text| bytes(1..=1 << 40)(&loose(text));
-        assert_eq!((size("4096"), size("64MiB"), size("1 GiB")), (Ok(4096), Ok(64 << 20), Ok(1 << 30)));
+        let size = |text| bytes(1 << 20..=1 << 30)(&loose(text));
+        assert_eq!(
+            (size("2000000"), size("64MiB"), size("1 GiB")),
+            (Ok(2_000_000), Ok(64 << 20), Ok(1 << 30))
+        );
         assert_eq!(size("64MB").unwrap_err(), r#""64MB" is no size; write 64MiB, 1GiB or a number of bytes"#);
-        assert_eq!(size("0").unwrap_err(), "0 is out of range; allowed are 1 to 1099511627776");
+        assert_eq!(size("0").unwrap_err(), r#""0" is out of range; allowed are 1MiB to 1024MiB"#);
     }
 
     #[test]

@@ -62,6 +62,10 @@ impl FromStr for Endpoint {
         if text.parse::<Ipv6Addr>().is_ok() {
             return Ok(Self { host: text.into(), port: None });
         }
+        // Of a URL the scheme would be taken for a name and the rest for its port.
+        if text.contains('/') {
+            return Err(EndpointError::Name(shorten(text)));
+        }
         let (host, port) = match text.split_once(':') {
             Some((host, rest)) if is_name(host) => (host, port(rest)?),
             Some(_) => return Err(EndpointError::Name(shorten(text))),
@@ -139,7 +143,7 @@ mod tests {
             ("[::1]22", EndpointError::Brackets("[::1]22".to_owned())),
             ("[esx1]:22", EndpointError::Brackets("[esx1]:22".to_owned())),
             ("root@esx1", name("root@esx1")),
-            ("https://vc/sdk", EndpointError::Port("https://vc/sdk".to_owned())),
+            ("https://vc/sdk", name("https://vc/sdk")),
             ("esx 1", name("esx 1")),
             ("-oProxyCommand=x", name("-oProxyCommand=x")),
             (":22", name(":22")),
