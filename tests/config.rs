@@ -1,5 +1,7 @@
 //! What a configuration file, the environment and flags make of each other.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
+
 use esxi_otel_agent::accounts::{Proof, SecretSource};
 use esxi_otel_agent::config::{
     Compression, Config, ConfigError, HostKeyPolicy, Loaded, NotInstalled, Origin, Sources,
