@@ -223,6 +223,29 @@ fn a_flag_for_a_setting_that_does_not_exist_is_reported() {
 }
 
 #[test]
+fn a_flag_does_not_contradict_the_file() {
+    let mut flags = sources();
+    flags.overrides.set("vcenter.verify_tls", "--verify-tls", "true");
+    flags.overrides.set("prometheus.listen", "--listen", "[::1]:0");
+    let config = load_text("ssl_verify: false\nport: 9666", flags).unwrap().config;
+    assert!(config.vcenter.verify_tls);
+    assert_eq!(config.prometheus.unwrap().listen.to_string(), "[::1]:0");
+}
+
+#[test]
+fn thousands_of_hosts_by_hand_load_and_thousands_of_problems_stay_readable() {
+    let hosts = |entry: fn(usize) -> String| {
+        let hosts: String = (0..10_000).map(|n| format!("    - {}\n", entry(n))).collect();
+        format!("inventory:\n  hosts:\n{hosts}")
+    };
+    let good = load_text(&hosts(|n| format!("{{address: esx{n}, site: eu}}")), sources()).unwrap();
+    assert_eq!(good.config.inventory.hosts.len(), 10_000);
+    let bad = load_text(&hosts(|n| format!("{{address: 'esx {n}'}}")), sources()).unwrap_err();
+    assert_eq!(bad.problems().len(), 51);
+    assert_eq!(bad.problems()[50].to_string(), "and 9950 more problems");
+}
+
+#[test]
 fn the_state_folder_is_the_files_before_the_services() {
     assert_eq!(ok("state_dir: /file").state_dir, Path::new("/file"));
     let of_systemd = with_env([("STATE_DIRECTORY", "/one:/two")]);

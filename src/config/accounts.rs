@@ -1,7 +1,6 @@
 //! The accounts, which come from the environment alone.
 
-use super::report::Origin;
-use super::section::{At, Context};
+use super::section::{At, By, Context};
 use super::{CriticalServiceConfig, OverallStateConfig};
 use crate::accounts::{Account, AccountsConfig, Proof, Secret, SecretSource, parse_key, read_secret_file};
 use std::path::PathBuf;
@@ -36,7 +35,7 @@ fn missing<T>(context: &Context<'_>, collector: &At<T>, user: &str, secrets: &st
 fn account(context: &Context<'_>, user: &str, proof: Option<Proof>) -> Option<Account> {
     let name = context.variable(user);
     if let Some(name) = &name {
-        context.record(user, name.clone(), Origin::Environment(user.to_owned()));
+        context.record(user, name.clone(), By::Variable(user.to_owned()));
     }
     Some(Account { user: name?.into(), proof: proof? })
 }
@@ -50,10 +49,10 @@ fn vcenter_proof(context: &Context<'_>) -> Option<Proof> {
 fn esxi_proof(context: &Context<'_>) -> Option<Proof> {
     let password = secret(context, "ESXI_PASSWORD").map(Proof::Password);
     let Some(path) = context.variable("ESXI_KEY_FILE").map(PathBuf::from) else { return password };
-    let origin = Origin::Environment("ESXI_KEY_FILE".to_owned());
-    context.record("ESXI_KEY_FILE", path.display().to_string(), origin.clone());
+    let by = By::Variable("ESXI_KEY_FILE".to_owned());
+    context.record("ESXI_KEY_FILE", path.display().to_string(), by.clone());
     if let Err(why) = read_secret_file(&path).and_then(|content| parse_key(&path, &content)) {
-        context.problem(origin, "", why);
+        context.problem(by, "", why);
     }
     if password.is_some() {
         context.note("ESXI_KEY_FILE is used, ESXI_PASSWORD is not");
@@ -66,22 +65,22 @@ fn secret(context: &Context<'_>, name: &str) -> Option<SecretSource> {
     let file_name = format!("{name}_FILE");
     let value = context.variable(name);
     let file = context.variable(&file_name).map(PathBuf::from);
-    let origin = |name: &str| Origin::Environment(name.to_owned());
+    let by = |name: &str| By::Variable(name.to_owned());
     match (value, file) {
         (None, None) => None,
         (Some(value), None) => {
-            context.record(name, "***".to_owned(), origin(name));
+            context.record(name, "***".to_owned(), by(name));
             Some(SecretSource::Value(Secret::new(value)))
         }
         (None, Some(path)) => {
             if let Err(why) = read_secret_file(&path) {
-                context.problem(origin(&file_name), "", why);
+                context.problem(by(&file_name), "", why);
             }
-            context.record(&file_name, path.display().to_string(), origin(&file_name));
+            context.record(&file_name, path.display().to_string(), by(&file_name));
             Some(SecretSource::File(path))
         }
         (Some(_), Some(path)) => {
-            context.problem(origin(&file_name), "", format!("{name} is set, too; set one of the two"));
+            context.problem(by(&file_name), "", format!("{name} is set, too; set one of the two"));
             Some(SecretSource::File(path))
         }
     }

@@ -1,8 +1,7 @@
 //! The section `collectors`.
 
 use super::load::{DAY, SECOND};
-use super::report::Origin;
-use super::section::{At, Element, Section};
+use super::section::{At, By, Element, Section};
 use super::values::{boolean, duration, integer, one_of, text};
 use super::{CriticalServiceConfig, NotInstalled, OverallStateConfig, Service};
 use crate::config::file::Value;
@@ -58,9 +57,9 @@ fn critical_service(mut section: Section<'_>, on_by_default: bool) -> Option<At<
 }
 
 fn switched<T>(enabled: At<bool>, value: T) -> Option<At<T>> {
-    let At { value: on, key, origin, bad } = enabled;
+    let At { value: on, key, by, bad } = enabled;
     let key = key.trim_end_matches(".enabled").to_owned();
-    on.then_some(At { value, key, origin, bad })
+    on.then_some(At { value, key, by, bad })
 }
 
 fn pace(section: &mut Section<'_>, default: Duration) -> (Duration, Duration) {
@@ -76,18 +75,18 @@ fn pace(section: &mut Section<'_>, default: Duration) -> (Duration, Duration) {
 fn services(section: &mut Section<'_>) -> Vec<Service> {
     let context = section.context;
     let key = format!("{}.services", section.path);
-    let origin = section.place_of("services");
+    let by = section.place_of("services");
     let Some(elements) = section.list("services") else {
-        context.record(&key, DEFAULT_SERVICES.join(", "), Origin::Default);
+        context.record(&key, DEFAULT_SERVICES.join(", "), By::Nobody);
         return DEFAULT_SERVICES.map(plain).into();
     };
     if elements.is_empty() {
         let default = DEFAULT_SERVICES.join(", ");
-        context.problem(origin.clone(), &key, format!("must not be empty; leave it out for {default}"));
+        context.problem(by.clone(), &key, format!("must not be empty; leave it out for {default}"));
     }
     if elements.len() > MOST_SERVICES {
         let message = format!("{} services are too many; at most {MOST_SERVICES}", elements.len());
-        context.problem(origin.clone(), &key, message);
+        context.problem(by.clone(), &key, message);
     }
     let mut services: Vec<Service> = Vec::new();
     for element in elements {
@@ -100,7 +99,7 @@ fn services(section: &mut Section<'_>) -> Vec<Service> {
         services.push(service);
     }
     let names: Vec<_> = services.iter().map(|service| &*service.name).collect();
-    context.record(&key, names.join(", "), origin);
+    context.record(&key, names.join(", "), by);
     services
 }
 

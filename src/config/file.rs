@@ -209,6 +209,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<File, (Place, String)> {
         File::parse("test.yaml".into(), PathBuf::new(), text.to_owned())
@@ -235,6 +236,28 @@ mod tests {
     fn duplicate_keys_are_kept_for_the_report() {
         let one = |n| ("a".to_owned(), Value::Int(n));
         assert_eq!(parse("a: 1\na: 2\n").unwrap().entries, [one(1), one(2)]);
+    }
+
+    #[test]
+    fn deep_nesting_and_multiplying_anchors_are_refused() {
+        assert!(parse(&"[".repeat(100_000)).is_err());
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..20 {
+            let below = format!("*a{}", n - 1);
+            bomb += &format!("a{n}: &a{n} [{}]\n", vec![below; 10].join(", "));
+        }
+        assert!(parse(&bomb).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[a-c:\\-\\[\\]{}&*!<|>'\"#, \n\t0-9.?%@]{0,60}") {
+            if let Ok(file) = parse(&text) {
+                for at in 0..file.entries.len() {
+                    prop_assert!(file.place(&[at]).is_some(), "{text:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::file::{File, Value};
 use super::report::{ConfigError, Origin, Problem, SettingOrigin};
-use super::section::{At, Context, Element, Section};
+use super::section::{At, By, Context, Element, Section};
 use super::values::{boolean, duration, integer, listen, one_of, parsed, text, texts};
 use super::{
     Config, HostKeyPolicy, InventoryConfig, LockoutConfig, PrometheusConfig, SshConfig, StaticTarget,
@@ -103,14 +103,8 @@ impl Config {
         let file = path.as_deref().map(read_file).transpose()?;
         let context = Context::new(&sources, file.as_ref());
         let config = resolve(&context, &sources.host_name);
-        context.report_unused_flags();
-        let (problems, origins, notes) =
-            (context.problems.into_inner(), context.origins.into_inner(), context.notes.into_inner());
-        if problems.is_empty() {
-            Ok(Loaded { config, notes, origins, file: path })
-        } else {
-            Err(ConfigError::new(problems))
-        }
+        let (notes, origins) = context.finish()?;
+        Ok(Loaded { config, notes, origins, file: path })
     }
 }
 
@@ -145,8 +139,7 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
 
 fn inventory(root: &mut Section<'_>) -> InventoryConfig {
     let context = root.context;
-    let problems = || context.problems.borrow().len();
-    let before = problems();
+    let before = context.problem_count();
     let mut section = root.section("inventory");
     let path = |value: &_| context.path(value);
     let atlas = section.setting("atlas", path).env("ATLAS_FILE", path).optional();
@@ -157,9 +150,9 @@ fn inventory(root: &mut Section<'_>) -> InventoryConfig {
     for (label, values) in section.map("only") {
         only.extend(values.parse(texts).map(|values| (label.to_owned(), values)));
     }
-    if atlas.is_none() && vcenters.is_empty() && hosts.is_empty() && problems() == before {
+    if atlas.is_none() && vcenters.is_empty() && hosts.is_empty() && context.problem_count() == before {
         context.problem(
-            Origin::Default,
+            By::Nobody,
             "",
             "there is nobody to visit: name an inventory file (--atlas, ATLAS_FILE or inventory.atlas), \
              or vCenters and hosts under inventory.vcenters and inventory.hosts",
@@ -209,7 +202,7 @@ fn state_dir(root: &mut Section<'_>) -> PathBuf {
     // systemd separates several folders by colons; ours is the first one.
     let service = context.variable("STATE_DIRECTORY");
     if let Some(folder) = service.as_ref().and_then(|folders| folders.split(':').next()) {
-        context.record("state_dir", folder.to_owned(), Origin::Environment("STATE_DIRECTORY".to_owned()));
+        context.record("state_dir", folder.to_owned(), By::Variable("STATE_DIRECTORY".to_owned()));
         return folder.into();
     }
     let usual = PathBuf::from(DEFAULT_STATE_DIR);
@@ -222,12 +215,12 @@ fn state_dir(root: &mut Section<'_>) -> PathBuf {
             Some(folder) => folder.join("esxi-otel-agent"),
             None => {
                 let why = "can't be written, and neither XDG_STATE_HOME nor HOME is set: name a folder";
-                context.problem(Origin::Default, "state_dir", format!("{DEFAULT_STATE_DIR} {why}"));
+                context.problem(By::Nobody, "state_dir", format!("{DEFAULT_STATE_DIR} {why}"));
                 usual
             }
         }
     };
-    context.record("state_dir", default.display().to_string(), Origin::Default);
+    context.record("state_dir", default.display().to_string(), By::Nobody);
     default
 }
 
@@ -313,25 +306,23 @@ fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
     let ca_file = section.setting("ca_file", |value| context.path(value)).optional();
     let new = new.unrecorded();
     let given: Vec<&At<bool>> = old.iter().chain([&new]).flatten().collect();
-    if let [first, rest @ ..] = given.as_slice()
-        && let Some(other) = rest.iter().find(|other| other.value != first.value)
-    {
-        context.problem_at(other, format!("contradicts {} ({})", first.key, first.origin));
+    let chosen = given.iter().min_by_key(|at| &at.by);
+    if let Some(At { value: verify, key, by, .. }) = chosen {
+        context.record("vcenter.verify_tls", verify.to_string(), by.clone());
+        let place = context.origin(by);
+        // A flag does not contradict the file, it wins.
+        let others = given.iter().filter(|other| matches!((by, &other.by), (By::Node(_), By::Node(_))));
+        for other in others.filter(|other| other.value != *verify) {
+            context.problem_at(other, format!("contradicts {key} ({place})"));
+        }
+        if !verify {
+            let risk = "TLS verification of vCenters is off: anybody may read the password";
+            context.note(format!("{key} ({place}): {risk}"));
+        }
+    } else {
+        context.record("vcenter.verify_tls", true.to_string(), By::Nobody);
     }
-    let chosen = given.first();
     let verify_tls = chosen.is_none_or(|chosen| chosen.value);
-    let origin = chosen.map_or(Origin::Default, |chosen| chosen.origin.clone());
-    context.record("vcenter.verify_tls", verify_tls.to_string(), origin);
-    if !verify_tls {
-        context.note(match chosen {
-            Some(At { key, origin, .. }) => {
-                format!(
-                    "{key} ({origin}): TLS verification of vCenters is off: anybody may read the password"
-                )
-            }
-            None => String::new(),
-        });
-    }
     if let Some(ca_file) = &ca_file {
         super::otlp::check_certificates(context, ca_file);
     }
@@ -351,11 +342,12 @@ fn prometheus(root: &mut Section<'_>) -> Option<PrometheusConfig> {
     let default = port.as_ref().map_or(DEFAULT_PORT, |port| port.value);
     let listen = section.setting("listen", listen).or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, default)));
     if let Some(port) = port
-        && matches!((&port.origin, &listen.origin), (Origin::File { .. }, Origin::File { .. }))
+        && matches!((&port.by, &listen.by), (By::Node(_), By::Node(_)))
         && !listen.bad
         && listen.value.port() != port.value
     {
-        section.context.problem_at(&listen, format!("contradicts port: {} ({})", port.value, port.origin));
+        let place = section.context.origin(&port.by);
+        section.context.problem_at(&listen, format!("contradicts port: {} ({place})", port.value));
     }
     enabled.then_some(PrometheusConfig { listen: listen.value })
 }

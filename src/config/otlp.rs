@@ -12,8 +12,7 @@
 //! - `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` (percent-decoded).
 
 use super::load::{DAY, SECOND};
-use super::report::Origin;
-use super::section::{At, Context, Section};
+use super::section::{At, By, Context, Section};
 use super::values::{boolean, bytes, duration, endpoint, integer, milliseconds, one_of, pairs, ratio, text};
 use super::{Compression, OtlpConfig, TracesConfig};
 use crate::accounts::Secret;
@@ -118,26 +117,26 @@ fn headers(section: &mut Section<'_>, variables: &[String]) -> Vec<(String, Secr
         headers.extend(value.map(|value| (name.to_owned(), value)));
     }
     let variable = variables.iter().find_map(|name| Some((name, context.variable(name)?)));
-    let mut origin = section.place_of("headers");
+    let mut by = section.place_of("headers");
     if let Some((name, text)) = variable {
-        origin = Origin::Environment(name.clone());
+        by = By::Variable(name.clone());
         headers.clear();
         match pairs(&super::file::Value::Loose(text)) {
             Ok(pairs) => {
                 for (name, value) in pairs {
                     let name = name.to_ascii_lowercase();
                     if let Err(why) = check_header(&name, &value) {
-                        context.problem(origin.clone(), "", why);
+                        context.problem(by.clone(), "", why);
                     }
                     headers.insert(name, Secret::new(value));
                 }
             }
-            Err(why) => context.problem(origin.clone(), "", why),
+            Err(why) => context.problem(by.clone(), "", why),
         }
     }
     if !headers.is_empty() {
         let shown: Vec<_> = headers.keys().map(|name| format!("{name}=***")).collect();
-        context.record("otlp.headers", shown.join(","), origin);
+        context.record("otlp.headers", shown.join(","), by);
     }
     headers.into_iter().collect()
 }
@@ -199,11 +198,11 @@ fn pem_problem(error: rustls::pki_types::pem::Error, wanted: &str) -> String {
 fn exporter(context: &Context<'_>, name: &str) -> Option<At<bool>> {
     const EXPORTERS: &[(&str, bool)] = &[("otlp", true), ("none", false)];
     let value = super::file::Value::Loose(context.variable(name)?);
-    let origin = Origin::Environment(name.to_owned());
+    let by = By::Variable(name.to_owned());
     match one_of(EXPORTERS)(&value) {
-        Ok(value) => Some(At { value, key: name.to_owned(), origin, bad: false }),
+        Ok(value) => Some(At { value, key: name.to_owned(), by, bad: false }),
         Err(why) => {
-            context.problem(origin, "", why);
+            context.problem(by, "", why);
             None
         }
     }
@@ -243,7 +242,7 @@ fn resource(context: &Context<'_>, host_name: &str) -> Vec<(String, String)> {
     const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
     let given = context.variable(ATTRIBUTES).map(|text| pairs(&super::file::Value::Loose(text)));
     let given = given.unwrap_or_else(|| Ok(Vec::new())).unwrap_or_else(|why| {
-        context.problem(Origin::Environment(ATTRIBUTES.to_owned()), "", why);
+        context.problem(By::Variable(ATTRIBUTES.to_owned()), "", why);
         Vec::new()
     });
     let mut all = BTreeMap::from([
@@ -264,7 +263,7 @@ fn refuse_protocols(context: &Context<'_>, variables: &[String]) {
     };
     if protocol != "grpc" {
         let message = format!("{protocol:?} is not supported; only grpc is");
-        context.problem(Origin::Environment(name.clone()), "", message);
+        context.problem(By::Variable(name.clone()), "", message);
     }
 }
 

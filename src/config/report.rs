@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Where a setting came from. In the order of precedence: a flag wins.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A flag of the command line, `--listen`.
     Flag(String),
@@ -44,7 +44,7 @@ pub struct SettingOrigin {
 }
 
 /// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Who said it; [`Origin::Default`]: nobody, something is missing.
     pub origin: Origin,
@@ -73,10 +73,8 @@ impl fmt::Display for Problem {
 pub struct ConfigError(Vec<Problem>);
 
 impl ConfigError {
-    /// Of problems in any order.
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort();
-        problems.dedup();
+    /// Of problems in the order in which they are to be told.
+    pub(super) fn new(problems: Vec<Problem>) -> Self {
         Self(problems)
     }
 

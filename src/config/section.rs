@@ -2,19 +2,35 @@
 //! where precedence is decided, and where unknown and duplicate keys are found.
 
 use super::file::{Entries, File, NodePath, Value};
-use super::report::{Origin, Problem, SettingOrigin};
+use super::report::{ConfigError, Origin, Problem, SettingOrigin};
 use super::values::{Show, describe};
 use super::{Overrides, Sources};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
+/// Problems that are reported one by one; of further ones only the number is told.
+const MOST_PROBLEMS: usize = 50;
+
+/// Who said something. Ordered by precedence, and within the file from top to bottom.
+///
+/// Becomes an [`Origin`] only when somebody is told: to find a node's line the file is read once more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum By {
+    Flag(String),
+    Variable(String),
+    Node(NodePath),
+    Nobody,
+}
+
 /// What all sections share.
 pub(super) struct Context<'a> {
     sources: &'a Sources,
     file: Option<&'a File>,
-    pub(super) problems: RefCell<Vec<Problem>>,
-    pub(super) origins: RefCell<Vec<SettingOrigin>>,
-    pub(super) notes: RefCell<Vec<String>>,
+    /// Who, key, message.
+    problems: RefCell<Vec<(By, String, String)>>,
+    /// Key, value, who.
+    settings: RefCell<Vec<(String, String, By)>>,
+    notes: RefCell<Vec<String>>,
     flags_used: RefCell<HashSet<String>>,
 }
 
@@ -23,7 +39,7 @@ pub(super) struct Context<'a> {
 pub(super) struct At<T> {
     pub(super) value: T,
     pub(super) key: String,
-    pub(super) origin: Origin,
+    pub(super) by: By,
     /// What was said made no sense, so this is the default. Already reported: nothing that follows from
     /// it is worth a further problem.
     pub(super) bad: bool,
@@ -32,14 +48,14 @@ pub(super) struct At<T> {
 impl<T> At<T> {
     /// Whether somebody said it, and it made sense.
     pub(super) fn is_given(&self) -> bool {
-        self.origin != Origin::Default && !self.bad
+        self.by != By::Nobody && !self.bad
     }
 }
 
 impl<'a> Context<'a> {
     pub(super) fn new(sources: &'a Sources, file: Option<&'a File>) -> Self {
-        let (problems, origins, notes, flags_used) = Default::default();
-        Self { sources, file, problems, origins, notes, flags_used }
+        let (problems, settings, notes, flags_used) = Default::default();
+        Self { sources, file, problems, settings, notes, flags_used }
     }
 
     pub(super) fn root(&'a self) -> Section<'a> {
@@ -52,17 +68,21 @@ impl<'a> Context<'a> {
         let value = self.sources.env.get(name).filter(|value| !value.is_empty())?;
         let text = value.to_str();
         if text.is_none() {
-            self.problem(Origin::Environment(name.to_owned()), "", "is no UTF-8 text");
+            self.problem(By::Variable(name.to_owned()), "", "is no UTF-8 text");
         }
         text.map(str::to_owned)
     }
 
-    pub(super) fn problem(&self, origin: Origin, key: &str, message: impl Into<String>) {
-        self.problems.borrow_mut().push(Problem { origin, key: key.to_owned(), message: message.into() });
+    pub(super) fn problem(&self, by: By, key: &str, message: impl Into<String>) {
+        self.problems.borrow_mut().push((by, key.to_owned(), message.into()));
+    }
+
+    pub(super) fn problem_count(&self) -> usize {
+        self.problems.borrow().len()
     }
 
     pub(super) fn problem_at<T>(&self, setting: &At<T>, message: impl Into<String>) {
-        self.problem(setting.origin.clone(), &setting.key, message);
+        self.problem(setting.by.clone(), &setting.key, message);
     }
 
     pub(super) fn note(&self, note: impl Into<String>) {
@@ -78,9 +98,46 @@ impl<'a> Context<'a> {
         }
     }
 
-    fn origin(&self, node: &[usize]) -> Origin {
-        let Some(file) = self.file else { return Origin::Default };
-        Origin::File { name: file.name.clone(), place: file.place(node) }
+    pub(super) fn record(&self, key: &str, value: String, by: By) {
+        self.settings.borrow_mut().push((key.to_owned(), value, by));
+    }
+
+    /// For people: where in the file a node stands.
+    pub(super) fn origin(&self, by: &By) -> Origin {
+        match (by, self.file) {
+            (By::Flag(name), _) => Origin::Flag(name.clone()),
+            (By::Variable(name), _) => Origin::Environment(name.clone()),
+            (By::Node(node), Some(file)) => Origin::File { name: file.name.clone(), place: file.place(node) },
+            (By::Node(_), None) | (By::Nobody, _) => Origin::Default,
+        }
+    }
+
+    /// The notes and settings, or all the problems.
+    pub(super) fn finish(self) -> Result<(Vec<String>, Vec<SettingOrigin>), ConfigError> {
+        self.report_unused_flags();
+        let mut problems = self.problems.take();
+        problems.sort();
+        problems.dedup();
+        if problems.is_empty() {
+            let setting = |(key, value, by)| SettingOrigin { key, value, origin: self.origin(&by) };
+            let settings = self.settings.take().into_iter().map(setting).collect();
+            return Ok((self.notes.into_inner(), settings));
+        }
+        let more = problems.len().saturating_sub(MOST_PROBLEMS);
+        problems.truncate(MOST_PROBLEMS);
+        if more > 0 {
+            problems.push((By::Nobody, String::new(), format!("and {more} more problems")));
+        }
+        let problem = |(by, key, message)| Problem { origin: self.origin(&by), key, message };
+        Err(ConfigError::new(problems.into_iter().map(problem).collect()))
+    }
+
+    /// A flag whose setting nobody asked for would be passed over in silence.
+    fn report_unused_flags(&self) {
+        let used = self.flags_used.borrow();
+        for (key, (flag, _)) in self.sources.overrides.0.iter().filter(|(key, _)| !used.contains(*key)) {
+            self.problem(By::Flag(flag.clone()), key, format!("there is no setting {key}"));
+        }
     }
 }
 
@@ -111,10 +168,10 @@ impl<'a> Section<'a> {
         let mut setting = Setting { context, key: path, found: None, bad: None };
         if let Some((flag, text)) = context.sources.overrides.get(&setting.key) {
             context.flags_used.borrow_mut().insert(setting.key.clone());
-            setting.offer(Origin::Flag(flag.clone()), parse(&Value::Loose(text.clone())));
+            setting.offer(By::Flag(flag.clone()), parse(&Value::Loose(text.clone())));
         }
         if let Some((at, value)) = self.find(key).filter(|(_, value)| **value != Value::Null) {
-            setting.offer(context.origin(&self.child(at)), parse(value));
+            setting.offer(By::Node(self.child(at)), parse(value));
         }
         setting
     }
@@ -135,7 +192,7 @@ impl<'a> Section<'a> {
         let (at, value) = self.find(key).filter(|(_, value)| **value != Value::Null)?;
         let (node, path, context) = (self.child(at), self.key(key), self.context);
         let Value::List(list) = value else {
-            context.problem(context.origin(&node), &path, format!("{} is no list", describe(value)));
+            context.problem(By::Node(node.clone()), &path, format!("{} is no list", describe(value)));
             return None;
         };
         let element = |(i, value)| Element {
@@ -160,8 +217,8 @@ impl<'a> Section<'a> {
     }
 
     /// Where the file has the key.
-    pub(super) fn place_of(&self, key: &str) -> Origin {
-        self.find(key).map_or(Origin::Default, |(at, _)| self.context.origin(&self.child(at)))
+    pub(super) fn place_of(&self, key: &str) -> By {
+        self.find(key).map_or(By::Nobody, |(at, _)| By::Node(self.child(at)))
     }
 
     fn find(&self, key: &str) -> Option<(usize, &'a Value)> {
@@ -184,12 +241,14 @@ impl<'a> Section<'a> {
             if first == at {
                 continue;
             }
-            let line = match self.context.origin(&self.child(first)) {
+            let line = match self.context.origin(&By::Node(self.child(first))) {
                 Origin::File { place: Some((line, _)), .. } => format!(" (first in line {line})"),
                 _ => String::new(),
             };
-            let origin = self.context.origin(&self.child(at));
-            self.context.problem(origin, &self.key(key), format!("given twice{line}"));
+            self.context.problem(By::Node(self.child(at)), &self.key(key), format!("given twice{line}"));
+            if self.context.problem_count() > MOST_PROBLEMS {
+                return;
+            }
         }
     }
 }
@@ -202,7 +261,7 @@ impl Drop for Section<'_> {
             entries.iter().enumerate().filter(|(_, (key, _))| !self.asked.contains(&key.as_str()))
         {
             let message = format!("unknown key; {}", suggest(key, &self.asked));
-            self.context.problem(self.context.origin(&self.child(at)), &self.key(key), message);
+            self.context.problem(By::Node(self.child(at)), &self.key(key), message);
         }
     }
 }
@@ -239,7 +298,7 @@ impl<'a> Element<'a> {
     }
 
     pub(super) fn problem(&self, message: impl Into<String>) {
-        self.context.problem(self.context.origin(&self.node), &self.path, message);
+        self.context.problem(By::Node(self.node.clone()), &self.path, message);
     }
 }
 
@@ -250,7 +309,7 @@ impl<'a> Context<'a> {
             Value::Null => None,
             _ => {
                 let message = format!("{} where keys and values are needed", describe(value));
-                self.problem(self.origin(&node), &path, message);
+                self.problem(By::Node(node.clone()), &path, message);
                 None
             }
         };
@@ -264,15 +323,15 @@ impl<'a> Context<'a> {
 pub(super) struct Setting<'a, T> {
     context: &'a Context<'a>,
     key: String,
-    found: Option<(T, Origin)>,
-    bad: Option<Origin>,
+    found: Option<(T, By)>,
+    bad: Option<By>,
 }
 
 impl<'a, T> Setting<'a, T> {
     /// A variable that sets it, too, and beats the file. Of several the one named first wins.
     pub(super) fn env(mut self, name: &str, parse: impl Fn(&Value) -> Result<T, String>) -> Self {
         if let Some(text) = self.context.variable(name) {
-            self.offer(Origin::Environment(name.to_owned()), parse(&Value::Loose(text)));
+            self.offer(By::Variable(name.to_owned()), parse(&Value::Loose(text)));
         }
         self
     }
@@ -280,23 +339,24 @@ impl<'a, T> Setting<'a, T> {
     /// The same, for a variable that does not always say something about this setting.
     pub(super) fn env_maybe(mut self, name: &str, parse: impl Fn(&str) -> Result<Option<T>, String>) -> Self {
         if let Some(parsed) = self.context.variable(name).and_then(|text| parse(&text).transpose()) {
-            self.offer(Origin::Environment(name.to_owned()), parsed);
+            self.offer(By::Variable(name.to_owned()), parsed);
         }
         self
     }
 
-    fn offer(&mut self, origin: Origin, parsed: Result<T, String>) {
+    fn offer(&mut self, by: By, parsed: Result<T, String>) {
         match parsed {
             Ok(value) => {
                 // Two variables are of one rank: the one that was asked first stays.
-                let beaten = self.found.as_ref().is_some_and(|(_, first)| rank(first) <= rank(&origin));
-                if !beaten {
-                    self.found = Some((value, origin));
+                let of_a_variable = |by: &By| matches!(by, By::Variable(_));
+                let stays = |first: &By| *first < by || of_a_variable(first) && of_a_variable(&by);
+                if !self.found.as_ref().is_some_and(|(_, first)| stays(first)) {
+                    self.found = Some((value, by));
                 }
             }
             Err(message) => {
-                self.context.problem(origin.clone(), &self.key, message);
-                self.bad = Some(origin);
+                self.context.problem(by.clone(), &self.key, message);
+                self.bad = Some(by);
             }
         }
     }
@@ -309,9 +369,9 @@ impl<'a, T> Setting<'a, T> {
         let (context, key, bad) = (self.context, self.key.clone(), self.bad.clone());
         self.optional().unwrap_or_else(|| {
             if bad.is_none() {
-                context.record(&key, default.show(), Origin::Default);
+                context.record(&key, default.show(), By::Nobody);
             }
-            At { value: default, key, bad: bad.is_some(), origin: bad.unwrap_or(Origin::Default) }
+            At { value: default, key, bad: bad.is_some(), by: bad.unwrap_or(By::Nobody) }
         })
     }
 
@@ -322,37 +382,14 @@ impl<'a, T> Setting<'a, T> {
     {
         let context = self.context;
         let found = self.unrecorded()?;
-        context.record(&found.key, found.value.show(), found.origin.clone());
+        context.record(&found.key, found.value.show(), found.by.clone());
         Some(found)
     }
 
     /// The same, without a line in the report of `check`: for elements of lists, and secrets.
     pub(super) fn unrecorded(self) -> Option<At<T>> {
-        let (value, origin) = self.found?;
-        Some(At { value, key: self.key, origin, bad: false })
-    }
-}
-
-fn rank(origin: &Origin) -> u8 {
-    match origin {
-        Origin::Flag(_) => 0,
-        Origin::Environment(_) => 1,
-        Origin::File { .. } => 2,
-        Origin::Default => 3,
-    }
-}
-
-impl Context<'_> {
-    pub(super) fn record(&self, key: &str, value: String, origin: Origin) {
-        self.origins.borrow_mut().push(SettingOrigin { key: key.to_owned(), value, origin });
-    }
-
-    /// A flag whose setting nobody asked for would be passed over in silence.
-    pub(super) fn report_unused_flags(&self) {
-        let used = self.flags_used.borrow();
-        for (key, (flag, _)) in self.sources.overrides.0.iter().filter(|(key, _)| !used.contains(*key)) {
-            self.problem(Origin::Flag(flag.clone()), key, format!("there is no setting {key}"));
-        }
+        let (value, by) = self.found?;
+        Some(At { value, key: self.key, by, bad: false })
     }
 }
 

@@ -256,3 +256,52 @@ fn vcenter_site(name: &str) -> Option<String> {
     let found = NAME.captures(name)?;
     Some(format!("{}{}", found.get(2)?.as_str(), found.get(1)?.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn row() -> impl Strategy<Value = serde_json::Value> {
+        let key = prop::sample::select(vec!["job", "name", "server_name", "site", "status"]);
+        let value = prop_oneof![
+            "(vmware-esxi|vcenter|eu-de-1a|vc-a-0.cc.eu-de-1.x)".prop_map(serde_json::Value::from),
+            Just(serde_json::Value::Null),
+            Just(serde_json::json!([1])),
+            "\\PC{0,12}".prop_map(serde_json::Value::from),
+        ];
+        let labels = prop::collection::hash_map(key, value, 0..6);
+        labels.prop_map(|labels| serde_json::json!({"labels": labels}))
+    }
+
+    proptest! {
+        #[test]
+        fn each_of_our_rows_is_a_target_or_counted_as_skipped(rows in prop::collection::vec(row(), 0..20)) {
+            let content = serde_json::to_vec(&rows).unwrap();
+            let atlas = parse(&content, &AddressTemplate::default(), &BTreeMap::new()).unwrap();
+            let skipped: usize = atlas.skipped.0.values().map(|(count, _)| count).sum();
+            let ours = |row: &&serde_json::Value| {
+                matches!(row["labels"]["job"].as_str(), Some("vmware-esxi" | "vcenter"))
+            };
+            let ours = rows.iter().filter(ours).count();
+            prop_assert_eq!(atlas.hosts.len() + atlas.vcenters.len() + skipped, ours);
+        }
+
+        #[test]
+        fn no_content_makes_it_panic(content in "[\\[\\]{}\",:a-z0-9 ]{0,60}") {
+            let _ = parse(content.as_bytes(), &AddressTemplate::default(), &BTreeMap::new());
+        }
+    }
+
+    #[test]
+    fn templates_that_can_not_be_filled_are_refused() {
+        for (template, problem) in [
+            ("{name", "\"{name\" has a { without its }"),
+            ("name}.x", "\"name}.x\" has a } without its {"),
+            ("{}.x", "\"{}.x\" has a placeholder {} that can't be a label's name"),
+            ("x", "\"x\" has no placeholder such as {name}, so all hosts would have one address"),
+        ] {
+            assert_eq!(template.parse::<AddressTemplate>(), Err(problem.to_owned()));
+        }
+    }
+}
