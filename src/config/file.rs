@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn deep_nesting_and_multiplying_anchors_are_refused() {
-        assert!(parse(&"[".repeat(100_000)).is_err());
+        assert!(parse(&"[".repeat(10_000)).is_err());
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..20 {
             let below = format!("*a{}", n - 1);
