@@ -1,9 +1,7 @@
 //! The Master Password algorithm, version 3, type "long": each vCenter's own password, derived from a
 //! user, a master password and the vCenter's name.
 //!
-//! The algorithm is Maarten Billemont's. Strings are UTF-8, and their lengths count bytes (some of the
-//! algorithm's early versions counted characters; this is the one that accounts in the field were made
-//! with).
+//! Strings are UTF-8, and their lengths count bytes.
 
 use super::Secret;
 use hmac::{Hmac, KeyInit, Mac};
