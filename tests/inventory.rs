@@ -210,12 +210,14 @@ async fn a_bad_file_at_the_start_is_refused_with_the_place() {
 #[tokio::test]
 async fn another_order_is_no_change_but_another_row_is() {
     let (one, two, three) = (esxi("n1", "eu-de-1a"), esxi("n2", "eu-de-1a"), esxi("n3", "eu-de-1a"));
-    let site = Site::new(&json!([one, two]));
+    let mut twin = esxi("n1", "eu-de-1a");
+    twin["labels"]["cluster"] = "another".into();
+    let site = Site::new(&json!([one, twin, two]));
     let watch = site.start().await.unwrap();
     let mut inventory = watch.subscribe();
     inventory.mark_unchanged();
 
-    site.write(&json!([two, one, {"labels": {"job": "snmp"}}]).to_string());
+    site.write(&json!([two, twin, one, {"labels": {"job": "snmp"}}]).to_string());
     watch.poll_now().await;
     assert!(!inventory.has_changed().unwrap());
 
