@@ -1,0 +1,1 @@
+"""The interop suite's parts, one subject a module."""
