@@ -2,6 +2,7 @@
 import os
 import signal
 import sys
+import traceback
 
 from interop import by_hand, peers, story
 from interop.table import Table
@@ -20,6 +21,9 @@ def main():
             by_hand.stay(setup)
         else:
             story.tell(setup, table, os.environ["AGENT_BIN"])
+    except Exception as failure:
+        table.check("the suite itself comes to its end", "yes", f"{type(failure).__name__}: {failure}", ok=False)
+        traceback.print_exc()
     finally:
         setup.processes.end_all()
         ok = table.print()

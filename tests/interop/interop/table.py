@@ -23,7 +23,7 @@ class Table:
         wrong += [f"{show(k)}: {show_value(v)}, not expected" for k, v in seen.items() if k not in expected]
         if wrong:
             told = f"{len(wrong)} differ, e.g. {wrong[0]}"
-            for line in wrong:
+            for line in wrong[:10]:
                 print(f"        {line}")
         else:
             told = "the same"
