@@ -8,10 +8,18 @@ from interop import by_hand, peers, story
 from interop.table import Table
 
 
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def stop(*_):
+    for number in STOP:         # a Ctrl-C comes twice, from the terminal and from `run`: the second is not to cut the end short
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(130)
+
+
 def main():
-    # As first process of its namespace nothing ends us by default; `run` passes a Ctrl-C on as SIGTERM.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(130))
+    for number in STOP:
+        signal.signal(number, stop)
     setup, table = peers.Setup(), Table()
     ok = False
     try:

@@ -1,10 +1,11 @@
 """What the agent is held to, in the order in which it is tried."""
 import json
 import re
+import subprocess
 import time
 
 from .agent import CLASSIC_CONFIG, PASSWORD, SERVICE_INTERVAL, SERVICE_NAME, SLOW_SPAN, STATUS_INTERVAL, Agent
-from .processes import CACHE, LOGS, NotInTime, wait_for
+from .processes import CACHE, LOGS, NotInTime, get, wait_for
 from .received import scraped, series
 from .telemetry import HERE
 
@@ -147,7 +148,8 @@ def changes_arrive(setup, table):
     service = series("esxi.critical_service.status", at)
     vc = fleet.vcenters[0]
     status = series("esxi.overall_status", {"vcenter": vc.name, "site": vc.site, "hostsystem": fleet.healthy.address})
-    connection = {"address": fleet.healthy.address, "vcenter": vc.name, "site": vc.site, "hostsystem": fleet.healthy.address}
+    connected = series("esxi.host.connection_state", {"address": fleet.healthy.address, "vcenter": vc.name, "site": vc.site,
+                                                      "hostsystem": fleet.healthy.address, "state": "connected"})
 
     for what, change, key, value, pace in (
         ("a service stops", lambda: fleet.healthy.set("ntpd", False), service, 0, SERVICE_INTERVAL),
@@ -155,9 +157,9 @@ def changes_arrive(setup, table):
         ("a host turns red in vCenter", lambda: vc.set(fleet.healthy.address, overallStatus="red"), status, 0, STATUS_INTERVAL),
         ("a host turns yellow in vCenter", lambda: vc.set(fleet.healthy.address, overallStatus="yellow"), status, 1, STATUS_INTERVAL),
         ("a host loses vCenter", lambda: vc.set(fleet.healthy.address, connectionState="notResponding"),
-         series("esxi.host.connection_state", {**connection, "state": "notResponding"}), 1, STATUS_INTERVAL),
+         connected, 0, STATUS_INTERVAL),
         ("a host is back in vCenter", lambda: vc.set(fleet.healthy.address, connectionState="connected"),
-         series("esxi.host.connection_state", {**connection, "state": "connected"}), 1, STATUS_INTERVAL),
+         connected, 1, STATUS_INTERVAL),
     ):
         change()
         name, limit = key[0], pace + ARRIVAL
@@ -218,12 +220,20 @@ def nothing_was_rejected(setup, table):
     table.check("warnings and errors in the Collector's log", "none", errors[0] if errors else "none")
     lost = re.findall(r"out.of.order|duplicate sample|too old", (LOGS / "prometheus.log").read_text(errors="replace"), re.I)
     table.check("samples that Prometheus calls out of order or twice", 0, len(lost))
-    page = scraped(setup.telemetry.url("agent") + "/metrics") or {}
+    url = setup.telemetry.url("agent") + "/metrics"
+    table.check("what promtool has to say about /metrics", "nothing", promtool(url) or "nothing")
+    page = scraped(url) or {}
     own = {key: value for key, value in page.items() if key[0].startswith("esxi_agent_")}
     bad = {key: value for key, value in own.items() if re.search("rejected|dropped", key[0]) and value}
     exported = sum(value for key, value in own.items() if re.search("exported", key[0]) and key[0].endswith("_total"))
     table.check("the agent's own count of points exported", "more than 0", f"{exported:g}", ok=exported > 0)
     table.check("the agent's own count of points rejected or dropped", "none", bad or "none")
+
+
+def promtool(url):
+    checked = subprocess.run([CACHE / "debian/usr/bin/promtool", "check", "metrics"], input=(get(url) or "").encode(),
+                             capture_output=True, timeout=30)
+    return " / ".join((checked.stdout + checked.stderr).decode(errors="replace").splitlines())
 
 
 def kind_to_the_fleet(setup, table, logins_before):

@@ -31,7 +31,7 @@ class Table:
 
     def print(self):
         head = ("what", "expected", "seen", "")
-        limits = (78, 34, 60, 4)
+        limits = (90, 40, 60, 4)
         cells = [[shorten(c, w) for c, w in zip(row[1:], limits)] for row in self.rows]
         widths = [max(len(r[i]) for r in cells + [list(head)]) for i in range(4)]
         line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip()

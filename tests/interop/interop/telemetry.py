@@ -37,10 +37,10 @@ class Telemetry:
         RECEIVED.mkdir()
         jaeger = self._start_jaeger()
         prometheus = self._start_prometheus()
-        self.start_collector()
         self.processes.started(jaeger, [("127.0.0.1", self.port[p]) for p in ("jaeger_otlp", "jaeger_query")])
         self.processes.started(prometheus, [("127.0.0.1", self.port["prometheus"])])
         wait_for("Prometheus is ready", lambda: get(self.url("prometheus") + "/-/ready"), 30)
+        self.start_collector()      # last: it complains while those to whom it hands on are not there
 
     def start_collector(self):
         where = {name: f"127.0.0.1:{port}" for name, port in self.port.items()}
