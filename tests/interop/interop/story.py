@@ -193,17 +193,21 @@ def the_collector_goes_and_comes_back(setup, table):
     host = setup.fleet.stopped
     key = series("esxi.critical_service.status", {"site": host.site, "hostsystem": host.address, "service": "ntpd"})
     setup.telemetry.stop_collector()
-    host.set("ntpd", True)
+    away = time.time()
     url = setup.telemetry.url("agent") + "/metrics"
     on_page = next(iter(translated({key: 0}, "scrape")))
-    table.check("/metrics does not care", True, within(60, "seen", lambda: (scraped(url) or {}).get(on_page) == 1))
+    for running, what in ((True, "a service runs for a moment"), (False, "and stops again")):
+        host.set("ntpd", running)
+        table.check(f"/metrics does not care: {what}", True,
+                    within(60, what, lambda: (scraped(url) or {}).get(on_page) == int(running)))
     back = time.time()
     setup.telemetry.start_collector()
-    table.check("a change of that time arrives afterwards", True,
-                within(90, "it arrives", lambda: setup.file.latest(key[0]).get(key) == 1))
-    own = within(60, "with its time", lambda: any(
-        (name, labels) == key and value == 1 and at < back for name, labels, value, at in setup.file.read().points))
-    table.check("… with its own time, from before the Collector was back", True, own)
+    points = lambda: [(at, value) for name, labels, value, at in setup.file.read().points if (name, labels) == key]
+    table.check("the moment of that time arrives afterwards, with its own time", True,
+                within(90, "it arrives", lambda: any(value == 1 and away < at < back for at, value in points())))
+    table.check("… and so does its end", True, within(60, "its end", lambda: points()[-1][1] == 0))
+    times = [at for at, _ in points()]
+    table.check("… in the order of time", True, times == sorted(times))
 
 
 def nothing_was_rejected(setup, table):
