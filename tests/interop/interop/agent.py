@@ -41,9 +41,6 @@ collectors:
     services: [{services}]
 state_dir: {home}/state
 ssh: {{port: {ssh_port}, host_key_policy: accept-new}}
-credentials:
-  - match: {{address: "{key_host}"}}
-    esxi: {{user: {account}, key_file: {key}}}
 vcenter: {{ca_file: {ca}}}
 otlp:
   endpoint: {otlp}
@@ -54,9 +51,10 @@ otlp:
 
 
 class Agent:
-    """One home: configuration, inventory, state. `binary` may be missing where only the files are wanted."""
+    """One home: configuration, inventory, state. `binary` may be missing where only the files are wanted.
+    The account proves itself at the hosts by `password`, or by `key` where there is one."""
 
-    def __init__(self, name, setup, binary, config=FULL_CONFIG, hosts=None, password=PASSWORD):
+    def __init__(self, name, setup, binary, config=FULL_CONFIG, hosts=None, password=PASSWORD, key=None):
         self.name, self.setup, self.binary = name, setup, binary
         self.home = RUN / "agent" / name
         (self.home / "state").mkdir(parents=True)
@@ -64,12 +62,12 @@ class Agent:
         (self.home / "atlas.json").write_text(fleet.atlas(hosts))
         (self.home / "config.yaml").write_text(config.format(
             port=port["agent"], ssh_port=fleet.ssh_port, services=", ".join(SERVICES), home=self.home, ca=setup.ca,
-            key_host=fleet.key_only.address.replace(".", r"\\."), account=private_system.ACCOUNT, key=setup.user_key,
             status_interval=STATUS_INTERVAL, service_interval=SERVICE_INTERVAL, slow_span=SLOW_SPAN,
             otlp=setup.telemetry.url("otlp_grpc")).lstrip())
         self.env = {
             "VCENTER_USER": VCENTER_USER, "VCENTER_PASSWORD": password,
-            "ESXI_USER": private_system.ACCOUNT, "ESXI_PASSWORD": password,
+            "ESXI_USER": private_system.ACCOUNT,
+            **({"ESXI_KEY_FILE": str(key)} if key else {"ESXI_PASSWORD": password}),
             "CONFIG_FILE": str(self.home / "config.yaml"), "ATLAS_FILE": str(self.home / "atlas.json"),
             "STATE_DIRECTORY": str(self.home / "state"),
         }

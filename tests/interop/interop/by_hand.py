@@ -41,6 +41,7 @@ logs        {RUN}/log
 
 files for the agent: {agent.home}/{{config.yaml,atlas.json,env}}, and …/by-hand-classic with the Python exporter's kind of file
 start it:   {enter} /path/to/esxi-otel-agent run -v
+by key:     {enter} env -u ESXI_PASSWORD ESXI_KEY_FILE={setup.user_key} /path/to/esxi-otel-agent …     ({fleet.key_only.address})
 
 Ctrl-C ends it all.""", flush=True)
     signal.pause()
