@@ -1,1 +1,7 @@
 //! simulator
+
+pub mod vcenter;
+mod vcenter_calls;
+mod vcenter_request;
+mod vcenter_server;
+mod vcenter_tree;
