@@ -5,12 +5,12 @@
 //! when the caller gives up is carried on by a task of its own, so that [`VimClient::logout`] can end the
 //! session that comes of it.
 
-use super::model::{Interner, ManagedObject};
+use super::model::{Interner, ManagedObject, Reference};
 use super::property;
 use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
-use super::transport::{Answer, Stage, Transport};
-use crate::accounts::guard::{Guard, Permit};
-use crate::accounts::{Accounts, LoginSecret};
+use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
+use crate::accounts::guard::Guard;
+use crate::accounts::{Accounts, Login, LoginSecret};
 use crate::config::VcenterConfig;
 use crate::inventory::Vcenter;
 use crate::outcome::{Failure, FailureReason};
@@ -127,8 +127,10 @@ impl VimClient {
     /// Ends the session, if there is one, within a few seconds. Also of a login that is still under way.
     pub async fn logout(&mut self) {
         if let Session::Starting(login) = &mut self.session {
-            // Whatever came of it: its own limits end it, and an answer may hold a session.
-            let _ = login.await;
+            // Whatever comes of it: an answer may hold a session, which has to be ended then.
+            if tokio::time::timeout(LOGOUT_TIMEOUT, &mut *login).await.is_err() {
+                login.abort();
+            }
             self.session = Session::Open;
         }
         if let (Session::Open, Some(service)) = (&self.session, &self.service) {
@@ -158,10 +160,6 @@ impl VimClient {
             Session::None => self.transport.drop_cookies(),
         }
         let login = self.access.accounts.for_vcenter(&self.vcenter).await?;
-        let LoginSecret::Password(password) = &login.secret else {
-            let line = format!("{} wants a password, and a key is configured", self.vcenter.id());
-            return Err(Failure::new(FailureReason::NoCredentials, line).into());
-        };
         let id = self.vcenter.id();
         self.access.guard.check(&id, login.credential).map_err(Failure::from)?;
         let service = self
@@ -169,14 +167,18 @@ impl VimClient {
                 soap::read_service_content(body)
             })
             .await?;
-        let request = soap::login(&service.session_manager, &login.user, password.expose());
+        let attempt = LoginAttempt {
+            transport: self.transport.clone(),
+            vcenter: Arc::clone(&self.vcenter),
+            guard: Arc::clone(&self.access.guard),
+            session_manager: service.session_manager.clone(),
+            login,
+        };
         self.service = Some(service);
-        let permit = self.access.guard.permit(&id, login.credential).await.map_err(Failure::from)?;
-        let login = log_in(self.transport.clone(), Arc::clone(&self.vcenter), request, permit);
-        let login = tokio::spawn(login.in_current_span().with_current_subscriber());
-        self.session = Session::Starting(login);
-        let Session::Starting(login) = &mut self.session else { return Ok(()) };
-        let result = login.await.unwrap_or_else(|_| {
+        let attempt = tokio::spawn(attempt.run().in_current_span().with_current_subscriber());
+        self.session = Session::Starting(attempt);
+        let Session::Starting(attempt) = &mut self.session else { return Ok(()) };
+        let result = attempt.await.unwrap_or_else(|_| {
             Err(Failure::new(FailureReason::ConnectionLost, format!("login at {id} was cut short")))
         });
         self.session = if result.is_ok() { Session::Open } else { Session::None };
@@ -200,7 +202,7 @@ impl VimClient {
                 object.missing.iter().any(|(_, fault)| *fault == FaultKind::NotAuthenticated)
             };
             if page.objects.iter().any(unauthenticated) {
-                return Err(self.faulted(method, Fault { kind: FaultKind::NotAuthenticated, subject: None }));
+                return Err(faulted(&self.vcenter, method, Fault { kind: FaultKind::NotAuthenticated, subject: None }));
             }
             objects.extend(page.objects);
             if objects.len() > MAX_OBJECTS {
@@ -233,20 +235,11 @@ impl VimClient {
             (result, _) => result,
         };
         let answer = answer.map_err(|error| VimError::from(error.failure))?;
-        let result = read(&answer.body).map_err(|problem| match problem {
-            NoResult::Fault(fault) => self.faulted(method, fault),
-            NoResult::Unreadable(unreadable) => {
-                let line = format!("{} of vCenter {}: {unreadable}", method.name(), self.vcenter.address);
-                Failure::new(FailureReason::AnswerUnreadable, line).into()
-            }
-        });
+        let result = read(&answer.body).map_err(|problem| explain(&self.vcenter, method, problem));
         conclude(&self.transport, method, answer, result.as_ref().err());
         result
     }
 
-    fn faulted(&self, method: Method, fault: Fault) -> VimError {
-        faulted(&self.vcenter, method, fault)
-    }
 }
 
 impl Drop for VimClient {
@@ -260,46 +253,61 @@ impl Drop for VimClient {
     }
 }
 
-/// The login itself, with the verdict for the guard. Runs to its end even if nobody waits for it.
-async fn log_in(
+/// One login, with the verdict for the guard. Runs to its end even if nobody waits for it.
+struct LoginAttempt {
     transport: Transport,
     vcenter: Arc<Vcenter>,
-    request: Zeroizing<String>,
-    permit: Permit,
-) -> Result<(), Failure> {
-    let answer = match transport.call(Method::Login, request, None).await {
-        Ok(answer) => answer,
-        Err(error) => {
-            match error.stage {
-                Stage::Connecting => permit.lost_before_secret(),
-                Stage::Asking | Stage::Answering => permit.lost_after_secret(),
+    guard: Arc<Guard>,
+    session_manager: Reference,
+    login: Login,
+}
+
+impl LoginAttempt {
+    async fn run(self) -> Result<(), Failure> {
+        let Self { transport, vcenter, guard, session_manager, login } = self;
+        let id = vcenter.id();
+        let LoginSecret::Password(password) = &login.secret else {
+            let line = format!("{id} wants a password, and a key is configured");
+            return Err(Failure::new(FailureReason::NoCredentials, line));
+        };
+        let permit = guard.permit(&id, login.credential).await?;
+        let request = soap::login(&session_manager, &login.user, password.expose());
+        let answer = match transport.call(Method::Login, request, None).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                match error.stage {
+                    Stage::Connecting => permit.lost_before_secret(),
+                    Stage::Asking | Stage::Answering => permit.lost_after_secret(),
+                }
+                return Err(error.failure);
             }
-            return Err(error.failure);
-        }
-    };
-    let error = match soap::read_success(Method::Login, &answer.body) {
-        Ok(()) => {
-            permit.accepted();
-            conclude(&transport, Method::Login, answer, None);
-            return Ok(());
-        }
-        Err(NoResult::Fault(fault)) => {
-            match fault.kind {
+        };
+        let result = soap::read_success(Method::Login, &answer.body);
+        match &result {
+            Ok(()) => permit.accepted(),
+            Err(NoResult::Fault(fault)) => match fault.kind {
                 FaultKind::InvalidLogin => permit.rejected(),
                 // Login's documentation: user and password are right, but nothing is granted to the user.
                 FaultKind::NoPermission => permit.accepted(),
                 _ => permit.lost_after_secret(),
-            }
-            faulted(&vcenter, Method::Login, fault)
+            },
+            Err(NoResult::Unreadable(_)) => permit.lost_after_secret(),
         }
-        Err(NoResult::Unreadable(unreadable)) => {
-            permit.lost_after_secret();
-            let line = format!("Login of vCenter {}: {unreadable}", vcenter.address);
+        let result = result.map_err(|problem| explain(&vcenter, Method::Login, problem));
+        conclude(&transport, Method::Login, answer, result.as_ref().err());
+        result.map_err(|error| error.failure)
+    }
+}
+
+/// Why a call came to nothing, although it was answered.
+fn explain(vcenter: &Vcenter, method: Method, problem: NoResult) -> VimError {
+    match problem {
+        NoResult::Fault(fault) => faulted(vcenter, method, fault),
+        NoResult::Unreadable(unreadable) => {
+            let line = format!("{} of {}: {unreadable}", method.name(), vcenter.id());
             Failure::new(FailureReason::AnswerUnreadable, line).into()
         }
-    };
-    conclude(&transport, Method::Login, answer, Some(&error));
-    Err(error.failure)
+    }
 }
 
 fn faulted(vcenter: &Vcenter, method: Method, fault: Fault) -> VimError {

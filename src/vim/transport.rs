@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 pub const MAX_BODY: usize = 64 * 1024 * 1024;
 
 /// Limit of the call that ends a session: it must not hold up a shutdown.
-const LOGOUT_TIMEOUT: Duration = Duration::from_secs(3);
+pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Calls by method and outcome.
 pub static REQUESTS: MetricDef = MetricDef {
