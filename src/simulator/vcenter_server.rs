@@ -7,6 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures::StreamExt;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
@@ -149,7 +150,12 @@ fn respond(reply: Reply, gzip: bool, fault: Option<VcenterFault>) -> io::Result<
     match fault {
         Some(VcenterFault::CutBody) => {
             let start = Bytes::copy_from_slice(reply.body.as_bytes().get(..half).unwrap_or_default());
-            let cut = futures::stream::iter([Ok(start), Err(io::Error::other("cut"))]);
+            // The pause lets the first half out before the connection goes.
+            let end = async {
+                tokio::task::yield_now().await;
+                Err(io::Error::other("cut"))
+            };
+            let cut = futures::stream::once(async { Ok(start) }).chain(futures::stream::once(end));
             response.header(CONTENT_LENGTH, reply.body.len()).body(Body::from_stream(cut))
         }
         Some(VcenterFault::CutXml) => {
