@@ -6,13 +6,14 @@ use esxi_otel_agent::outcome::FailureReason;
 use esxi_otel_agent::simulator::vcenter::{Authority, VcenterFault, VcenterSim, VcenterSpec};
 use esxi_otel_agent::vim::VimClient;
 use std::time::Duration;
+use tokio::time::Instant;
 use vim_support::{Setup, counted, hosts_of};
 
 const PROPERTIES: &[&str] = &["name", "parent", "overallStatus"];
 
 /// The names of the hosts, or why not.
 async fn read(client: &mut VimClient) -> Result<Vec<String>, FailureReason> {
-    let result = client.read_tree(PROPERTIES).await;
+    let result = client.read_tree(PROPERTIES, Instant::now() + Duration::from_secs(60)).await;
     result.map(|objects| hosts_of(&objects)).map_err(|error| {
         assert!(!error.to_string().contains('\n') && error.to_string().contains("vCenter"), "{error}");
         error.failure.reason
@@ -189,7 +190,7 @@ async fn a_caller_that_gives_up_in_the_middle_of_a_login_leaves_no_session_behin
     let sim = VcenterSim::start(spec).await.unwrap();
     let mut client = Setup::of(&sim).client();
     tokio::select! {
-        _ = client.read_tree(PROPERTIES) => panic!("the login takes longer than that"),
+        _ = read(&mut client) => panic!("the login takes longer than that"),
         () = vim_support::until(|| sim.calls("Login") == 1) => {}
     }
     client.logout().await;

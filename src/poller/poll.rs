@@ -93,7 +93,7 @@ impl VcenterPoller {
         let limit = self.collectors.iter().map(|collector| collector.interval()).min();
         let limit = limit.unwrap_or(self.config.call_timeout);
         let id = self.vcenter.id();
-        let read = self.read(inventory).instrument(span.clone());
+        let read = self.read(inventory, started + limit).instrument(span.clone());
         let result = tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
             let line = format!("polling {id} took longer than its interval of {} s", limit.as_secs_f64());
             Err(Failure::new(FailureReason::CommandTimeout, line))
@@ -115,8 +115,8 @@ impl VcenterPoller {
         }
     }
 
-    async fn read(&mut self, inventory: &Inventory) -> Result<Vec<Report>, Failure> {
-        let objects = self.read_known_properties().await?;
+    async fn read(&mut self, inventory: &Inventory, deadline: Instant) -> Result<Vec<Report>, Failure> {
+        let objects = self.read_known_properties(deadline).await?;
         Span::current().record("vim.objects", objects.len());
         let hosts = objects.iter().filter(|object| &*object.kind == "HostSystem").count();
         if hosts == 0 && self.hosts > 0 {
@@ -131,7 +131,7 @@ impl VcenterPoller {
 
     /// Asks for every property that the collectors want, without those that the vCenter turns out not to
     /// know.
-    async fn read_known_properties(&mut self) -> Result<Vec<ManagedObject>, Failure> {
+    async fn read_known_properties(&mut self, deadline: Instant) -> Result<Vec<ManagedObject>, Failure> {
         // The client stays in its place while it is used: a cancelled poll must not lose the session.
         let client = match &mut self.client {
             Some(client) => client,
@@ -149,7 +149,7 @@ impl VcenterPoller {
         loop {
             let asked: Vec<&str> =
                 wanted.iter().copied().filter(|property| !self.unknown.contains(*property)).collect();
-            let result = client.read_tree(&asked).await;
+            let result = client.read_tree(&asked, deadline).await;
             if let Some(service) = client.service()
                 && service.api_version != self.api_version
             {

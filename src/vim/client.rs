@@ -17,6 +17,7 @@ use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 use zeroize::Zeroizing;
@@ -68,6 +69,8 @@ pub struct VimClient {
     page_size: u32,
     service: Option<ServiceContent>,
     session: Session,
+    /// When the read that is under way has to have ended.
+    deadline: Option<Instant>,
 }
 
 /// Whether there is a session.
@@ -93,7 +96,7 @@ impl VimClient {
     ) -> Result<Self, Failure> {
         let transport = Transport::new(config, &vcenter, stats)?;
         let page_size = config.page_size;
-        Ok(Self { transport, vcenter, access, page_size, service: None, session: Session::None })
+        Ok(Self { transport, vcenter, access, page_size, service: None, session: Session::None, deadline: None })
     }
 
     /// Another limit of one answer's bytes than [`super::transport::MAX_BODY`].
@@ -110,8 +113,13 @@ impl VimClient {
 
     /// Reads the whole tree: folders, datacenters, compute resources with name and parent, hosts with
     /// `host_properties`. Starts a session if there is none, and once more if it turns out to be gone.
-    /// All pages or nothing.
-    pub async fn read_tree(&mut self, host_properties: &[&str]) -> Result<Vec<ManagedObject>, VimError> {
+    /// All pages or nothing, by `deadline`.
+    pub async fn read_tree(
+        &mut self,
+        host_properties: &[&str],
+        deadline: Instant,
+    ) -> Result<Vec<ManagedObject>, VimError> {
+        self.deadline = Some(deadline);
         self.open().await?;
         match self.read_pages(host_properties).await {
             Err(error) if error.session_is_gone() => {
@@ -225,12 +233,14 @@ impl VimClient {
         page: Option<u32>,
         read: impl FnOnce(&[u8]) -> Result<T, NoResult>,
     ) -> Result<T, VimError> {
+        // A session is ended even if there is no time left.
+        let deadline = self.deadline.filter(|_| method != Method::Logout);
         let again = method.is_repeatable().then(|| request.clone());
-        let answer = match (self.transport.call(method, request, page).await, again) {
+        let answer = match (self.transport.call(method, request, page, deadline).await, again) {
             (Err(error), Some(request))
                 if error.stage == Stage::Asking && error.failure.reason == FailureReason::ConnectionLost =>
             {
-                self.transport.call(method, request, page).await
+                self.transport.call(method, request, page, deadline).await
             }
             (result, _) => result,
         };
@@ -272,7 +282,7 @@ impl LoginAttempt {
         };
         let permit = guard.permit(&id, login.credential).await?;
         let request = soap::login(&session_manager, &login.user, password.expose());
-        let answer = match transport.call(Method::Login, request, None).await {
+        let answer = match transport.call(Method::Login, request, None, None).await {
             Ok(answer) => answer,
             Err(error) => {
                 match error.stage {

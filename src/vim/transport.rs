@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::time::Instant;
 use tracing::Span;
 use zeroize::Zeroizing;
 
@@ -143,13 +144,15 @@ impl Transport {
         self.cookies.clear();
     }
 
-    /// Makes a call. `page` is the number of the page, from 1, for the span. The caller reports how reading
-    /// the answer went by [`Transport::conclude`].
+    /// Makes a call, which ends within the call time-out and before `deadline`. `page` is the number of the
+    /// page, from 1, for the span. The caller reports how reading the answer went by
+    /// [`Transport::conclude`].
     pub async fn call(
         &self,
         method: Method,
         request: Zeroizing<String>,
         page: Option<u32>,
+        deadline: Option<Instant>,
     ) -> Result<Answer, CallError> {
         let span = tracing::info_span!(
             "soap",
@@ -172,8 +175,10 @@ impl Transport {
             Method::Logout => self.call_timeout.min(LOGOUT_TIMEOUT),
             _ => self.call_timeout,
         };
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let limit = left.map_or(limit, |left| limit.min(left));
         let result = tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
-            let waited = format!("no whole answer within {} s", limit.as_secs_f64());
+            let waited = format!("no whole answer within {:.1} s", limit.as_secs_f64());
             let failure = Failure::new(FailureReason::CommandTimeout, waited);
             Err(CallError { failure, stage: Stage::Answering })
         });

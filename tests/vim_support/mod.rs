@@ -1,6 +1,8 @@
 //! What the stories about vCenters share.
 #![allow(dead_code, reason = "each story uses some of it")]
 
+pub mod watch;
+
 use esxi_otel_agent::accounts::guard::Guard;
 use esxi_otel_agent::accounts::{Account, Accounts, AccountsConfig, Proof, Secret, SecretSource};
 use esxi_otel_agent::config::{LockoutConfig, VcenterConfig};
