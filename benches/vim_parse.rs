@@ -1,6 +1,8 @@
 //! What reading 5,000 hosts costs: parsing 50 pages, and turning them into samples. Prints milliseconds of
 //! CPU time an iteration. `cargo bench --bench vim_parse`.
 
+#![allow(clippy::expect_used, reason = "a benchmark may fail")]
+
 use esxi_otel_agent::collectors::VcenterCollector;
 use esxi_otel_agent::collectors::overall_state::OverallState;
 use esxi_otel_agent::config::OverallStateConfig;
@@ -35,7 +37,9 @@ fn main() {
 
 fn read_all(pages: &[String]) -> Vec<esxi_otel_agent::vim::model::ManagedObject> {
     let mut strings = Interner::default();
-    let read = |page: &String| read_page(Method::RetrievePropertiesEx, page.as_bytes(), &mut strings).expect("a page");
+    let read = |page: &String| {
+        read_page(Method::RetrievePropertiesEx, page.as_bytes(), &mut strings).expect("a page")
+    };
     pages.iter().map(read).flat_map(|page| page.objects).collect()
 }
 
@@ -79,7 +83,8 @@ fn page(number: usize) -> String {
             ("summary.hardware.model", "xsd:string", "PowerEdge R760".to_owned()),
             ("summary.rebootRequired", "xsd:boolean", "false".to_owned()),
         ] {
-            let _ = write!(text, r#"<propSet><name>{path}</name><val xsi:type="{kind}">{value}</val></propSet>"#);
+            let _ =
+                write!(text, r#"<propSet><name>{path}</name><val xsi:type="{kind}">{value}</val></propSet>"#);
         }
         let _ = write!(
             text,

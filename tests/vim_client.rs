@@ -1,5 +1,7 @@
 //! Stories of one vCenter and its client: sessions, pages, and all that goes wrong on the way.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a story may fail")]
+
 mod vim_support;
 
 use esxi_otel_agent::outcome::FailureReason;
@@ -157,7 +159,10 @@ async fn each_kind_of_broken_answer_has_its_reason_and_the_next_read_is_good() {
         assert_eq!(read(&mut client).await.map(|hosts| hosts.len()), Ok(150), "after {fault:?}");
     }
     assert_eq!((sim.logins(), sim.open_sessions()), (1, 1), "none of this costs the session");
-    assert_eq!(counted(&setup.stats, "esxi.agent.soap.requests", "RetrievePropertiesEx", "answer_too_large"), 1.0);
+    assert_eq!(
+        counted(&setup.stats, "esxi.agent.soap.requests", "RetrievePropertiesEx", "answer_too_large"),
+        1.0
+    );
     client.logout().await;
 }
 

@@ -1,5 +1,7 @@
 //! Stories of polls: what reaches the readings, and what the traces and the log say.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a story may fail")]
+
 mod vim_support;
 
 use esxi_otel_agent::collectors::VcenterCollector;
@@ -9,7 +11,9 @@ use esxi_otel_agent::inventory::{Endpoint, Host, Inventory};
 use esxi_otel_agent::outcome::FailureReason;
 use esxi_otel_agent::poller::poll::{Polled, VcenterPoller};
 use esxi_otel_agent::readings::Readings;
-use esxi_otel_agent::simulator::vcenter::{HostSpec, Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec};
+use esxi_otel_agent::simulator::vcenter::{
+    HostSpec, Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,11 +63,17 @@ async fn a_status_that_nobody_announces_is_seen_at_the_next_poll() {
     let (setup, readings) = (Setup::of(&sim), Readings::new());
     let mut poller = poller(&setup);
     poll(&mut poller, &readings).await.unwrap();
-    assert_eq!(values(&readings, "esxi.overall_status"), ["esx1.example.org 2", "esx2.example.org 2", "esx3/lab 2"]);
+    assert_eq!(
+        values(&readings, "esxi.overall_status"),
+        ["esx1.example.org 2", "esx2.example.org 2", "esx3/lab 2"]
+    );
     sim.set_status("esx1.example.org", &Status::Red);
     sim.set_status("esx2.example.org", &Status::Gray);
     poll(&mut poller, &readings).await.unwrap();
-    assert_eq!(values(&readings, "esxi.overall_status"), ["esx1.example.org 0", "esx2.example.org -1", "esx3/lab 2"]);
+    assert_eq!(
+        values(&readings, "esxi.overall_status"),
+        ["esx1.example.org 0", "esx2.example.org -1", "esx3/lab 2"]
+    );
     assert_eq!(sim.calls("RetrievePropertiesEx"), 2, "one request a poll");
     poller.logout().await;
     assert_eq!(sim.open_sessions(), 0);
@@ -80,7 +90,8 @@ async fn the_tree_names_cluster_and_datacenter_and_the_inventory_the_address() {
         site: "eu-1a".into(),
         labels: BTreeMap::new(),
     };
-    let inventory = Inventory::new(vec![host("esx1.cc.example.org"), host("esx9.cc.example.org")], Vec::new());
+    let inventory =
+        Inventory::new(vec![host("esx1.cc.example.org"), host("esx9.cc.example.org")], Vec::new());
     let polled = poller.poll(&inventory).await;
     let info: Vec<String> = polled.reports[0]
         .readings
@@ -166,7 +177,11 @@ async fn a_vcenter_without_hosts_is_fine() {
 #[tokio::test]
 async fn what_an_older_api_does_not_know_is_dropped_and_said_once() {
     let unknown = ["runtime.inQuarantineMode", "summary.hardware.model"].map(str::to_owned).to_vec();
-    let spec = VcenterSpec { unknown_properties: unknown, api_version: "6.0".into(), ..VcenterSpec::new("vc1").fleet(3) };
+    let spec = VcenterSpec {
+        unknown_properties: unknown,
+        api_version: "6.0".into(),
+        ..VcenterSpec::new("vc1").fleet(3)
+    };
     let sim = VcenterSim::start(spec).await.unwrap();
     let (setup, readings, watch) = (Setup::of(&sim), Readings::new(), Watch::default());
     let mut poller = poller(&setup);

@@ -39,8 +39,11 @@ pub static CONNECTION_STATE: MetricDef = state(
     HOST_STATE,
 );
 /// `HostRuntimeInfo.powerState`.
-pub static POWER_STATE: MetricDef =
-    state("esxi.host.power_state", "Power of the host: 1 for the state that it is in, 0 for the others.", HOST_STATE);
+pub static POWER_STATE: MetricDef = state(
+    "esxi.host.power_state",
+    "Power of the host: 1 for the state that it is in, 0 for the others.",
+    HOST_STATE,
+);
 /// `HostRuntimeInfo.inMaintenanceMode`.
 pub static MAINTENANCE_MODE: MetricDef =
     state("esxi.host.maintenance_mode", "1 while the host is in maintenance mode, else 0.", HOST);
@@ -161,7 +164,14 @@ impl OverallState {
         }
     }
 
-    fn host(&self, vcenter: &Vcenter, host: &ManagedObject, name: &str, tree: &Tree<'_>, inventory: &Inventory) -> Vec<Sample> {
+    fn host(
+        &self,
+        vcenter: &Vcenter,
+        host: &ManagedObject,
+        name: &str,
+        tree: &Tree<'_>,
+        inventory: &Inventory,
+    ) -> Vec<Sample> {
         let mut samples = Vec::with_capacity(16);
         let own: Attributes = Attributes::new([
             ("vcenter", Arc::clone(&vcenter.address)),
@@ -222,7 +232,10 @@ impl VcenterCollector for OverallState {
         let mut readings = Vec::new();
         for host in objects.iter().filter(|object| &*object.kind == "HostSystem") {
             let Some(name) = host.name() else {
-                self.say_once(format!("vCenter {}: {} has no readable name, left out", vcenter.address, host.id));
+                self.say_once(format!(
+                    "vCenter {}: {} has no readable name, left out",
+                    vcenter.address, host.id
+                ));
                 continue;
             };
             // Two series with the same attributes would make the whole page invalid for Prometheus.

@@ -6,7 +6,10 @@ use crate::vim::soap::{FaultKind, Method};
 use std::collections::BTreeMap;
 
 fn collector() -> OverallState {
-    OverallState::new(&OverallStateConfig { interval: Duration::from_secs(30), stale_after: Duration::from_secs(90) })
+    OverallState::new(&OverallStateConfig {
+        interval: Duration::from_secs(30),
+        stale_after: Duration::from_secs(90),
+    })
 }
 
 fn endpoint(host: &str) -> Endpoint {
@@ -14,7 +17,11 @@ fn endpoint(host: &str) -> Endpoint {
 }
 
 fn vcenter() -> Vcenter {
-    Vcenter { address: "vc-a-0.example.org".into(), endpoint: endpoint("vc-a-0.example.org"), site: "eu-1a".into() }
+    Vcenter {
+        address: "vc-a-0.example.org".into(),
+        endpoint: endpoint("vc-a-0.example.org"),
+        site: "eu-1a".into(),
+    }
 }
 
 fn inventory(addresses: &[&str]) -> Inventory {
@@ -29,7 +36,9 @@ fn inventory(addresses: &[&str]) -> Inventory {
 
 fn recorded(name: &str) -> Vec<ManagedObject> {
     let path = format!("{}/tests/fixtures/vim/vcsim-2026-08/{name}.xml", env!("CARGO_MANIFEST_DIR"));
-    read_page(Method::RetrievePropertiesEx, &std::fs::read(path).unwrap(), &mut Interner::default()).unwrap().objects
+    read_page(Method::RetrievePropertiesEx, &std::fs::read(path).unwrap(), &mut Interner::default())
+        .unwrap()
+        .objects
 }
 
 fn object(kind: &str, id: &str, name: &str, parent: Option<(&str, &str)>) -> ManagedObject {
@@ -55,7 +64,8 @@ fn tree(host: ManagedObject) -> Vec<ManagedObject> {
 }
 
 fn host_with(properties: &[(&str, Value)]) -> ManagedObject {
-    let mut host = object("HostSystem", "host-9", "esx1.example.org", Some(("ClusterComputeResource", "domain-c5")));
+    let mut host =
+        object("HostSystem", "host-9", "esx1.example.org", Some(("ClusterComputeResource", "domain-c5")));
     host.properties.extend(properties.iter().map(|(path, value)| ((*path).into(), value.clone())));
     host
 }
@@ -67,7 +77,8 @@ fn text(text: &str) -> Value {
 /// The samples as `name{key=value,…} value`, the common attributes left out.
 fn lines(readings: &[Reading]) -> Vec<String> {
     let line = |sample: &Sample| {
-        let own = sample.attributes.iter().filter(|(key, _)| !["vcenter", "site", "hostsystem"].contains(key));
+        let own =
+            sample.attributes.iter().filter(|(key, _)| !["vcenter", "site", "hostsystem"].contains(key));
         let own: Vec<String> = own.map(|(key, value)| format!("{key}={value}")).collect();
         format!("{}{{{}}} {}", sample.def.name, own.join(","), sample.value)
     };
@@ -76,17 +87,27 @@ fn lines(readings: &[Reading]) -> Vec<String> {
 
 #[test]
 fn a_recorded_vcenter_gives_each_host_its_status() {
-    let readings = collector().read(&vcenter(), &recorded("RetrievePropertiesEx-tree-traversal"), &Inventory::default());
-    let status: Vec<&Sample> =
-        readings.iter().flat_map(|reading| &reading.samples).filter(|sample| *sample.def == OVERALL_STATUS).collect();
+    let readings =
+        collector().read(&vcenter(), &recorded("RetrievePropertiesEx-tree-traversal"), &Inventory::default());
+    let status: Vec<&Sample> = readings
+        .iter()
+        .flat_map(|reading| &reading.samples)
+        .filter(|sample| *sample.def == OVERALL_STATUS)
+        .collect();
     assert!(status.len() >= 10);
     let first = status[0];
     let attributes: Vec<_> = first.attributes.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(attributes, ["hostsystem=DC0_H0", "site=eu-1a", "vcenter=vc-a-0.example.org"]);
     assert_eq!(first.value, 2.0);
-    let cluster = readings.iter().flat_map(|r| &r.samples).find(|s| *s.def == INFO && s.attributes.get("cluster").is_some());
+    let cluster = readings
+        .iter()
+        .flat_map(|r| &r.samples)
+        .find(|s| *s.def == INFO && s.attributes.get("cluster").is_some());
     let cluster = cluster.expect("a host in a cluster");
-    assert_eq!((cluster.attributes.get("cluster"), cluster.attributes.get("datacenter")), (Some("DC0_C0"), Some("DC0")));
+    assert_eq!(
+        (cluster.attributes.get("cluster"), cluster.attributes.get("datacenter")),
+        (Some("DC0_C0"), Some("DC0"))
+    );
     let alone = readings[0].samples.iter().find(|sample| *sample.def == INFO).unwrap();
     assert_eq!((alone.attributes.get("cluster"), alone.attributes.get("datacenter")), (None, Some("DC0")));
 }
@@ -133,7 +154,8 @@ fn a_whole_host_gives_thirteen_series_with_the_join_key_on_all_but_the_status() 
 
 #[test]
 fn every_sample_carries_only_attributes_that_its_metric_declares() {
-    let readings = collector().read(&vcenter(), &recorded("RetrievePropertiesEx-full-set"), &inventory(&["DC0_H0"]));
+    let readings =
+        collector().read(&vcenter(), &recorded("RetrievePropertiesEx-full-set"), &inventory(&["DC0_H0"]));
     assert!(!readings.is_empty());
     for sample in readings.iter().flat_map(|reading| &reading.samples) {
         for (key, _) in sample.attributes.iter() {
@@ -147,15 +169,22 @@ fn every_sample_carries_only_attributes_that_its_metric_declares() {
 
 #[test]
 fn gray_and_words_that_nobody_knows_are_minus_one() {
-    for (word, value) in [("green", 2.0), ("yellow", 1.0), ("red", 0.0), ("gray", -1.0), ("purple", -1.0), ("", -1.0)] {
-        let readings = collector().read(&vcenter(), &tree(host_with(&[("overallStatus", text(word))])), &Inventory::default());
+    for (word, value) in
+        [("green", 2.0), ("yellow", 1.0), ("red", 0.0), ("gray", -1.0), ("purple", -1.0), ("", -1.0)]
+    {
+        let readings = collector().read(
+            &vcenter(),
+            &tree(host_with(&[("overallStatus", text(word))])),
+            &Inventory::default(),
+        );
         assert_eq!(readings[0].samples[0].value, value, "{word}");
     }
 }
 
 #[test]
 fn an_unknown_power_state_is_unknown_and_an_unknown_connection_is_none_of_the_three() {
-    let host = host_with(&[("runtime.connectionState", text("dreaming")), ("runtime.powerState", text("dreaming"))]);
+    let host =
+        host_with(&[("runtime.connectionState", text("dreaming")), ("runtime.powerState", text("dreaming"))]);
     let lines = lines(&collector().read(&vcenter(), &tree(host), &Inventory::default()));
     let on: Vec<_> = lines.iter().filter(|line| line.contains("_state") && line.ends_with(" 1")).collect();
     assert_eq!(on, ["esxi.host.power_state{state=unknown} 1"]);

@@ -174,7 +174,9 @@ impl VcenterPoller {
         let mut denied = 0;
         for (path, fault) in objects.iter().flat_map(|object| &object.missing) {
             match fault {
-                FaultKind::InvalidProperty if !ALWAYS.contains(&&**path) && !self.unknown.contains(&**path) => {
+                FaultKind::InvalidProperty
+                    if !ALWAYS.contains(&&**path) && !self.unknown.contains(&**path) =>
+                {
                     forget(&mut self.unknown, &self.vcenter, &self.api_version, path);
                 }
                 FaultKind::NoPermission => denied += 1,

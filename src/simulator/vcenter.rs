@@ -228,7 +228,8 @@ impl VcenterSim {
         };
         let names = vec![spec.name.clone(), "localhost".to_owned(), address.ip().to_string()];
         let tls = authority.issue(names)?;
-        let shared = Arc::new(Shared { state: Mutex::new(State::new(spec)), stopped: CancellationToken::new() });
+        let shared =
+            Arc::new(Shared { state: Mutex::new(State::new(spec)), stopped: CancellationToken::new() });
         let tasks = TaskTracker::new();
         vcenter_server::spawn(&tasks, listener, tls, Arc::clone(&shared));
         Ok(VcenterHandle { shared, address, authority, tasks })
@@ -268,7 +269,11 @@ impl VcenterHandle {
 
     /// Sets `runtime.connectionState` of a host: `connected`, `disconnected`, `notResponding`.
     pub fn set_connection(&self, host: &str, state: &str) {
-        self.set(host, "runtime.connectionState", Property::Text("HostSystemConnectionState", state.to_owned()));
+        self.set(
+            host,
+            "runtime.connectionState",
+            Property::Text("HostSystemConnectionState", state.to_owned()),
+        );
     }
 
     /// Sets `runtime.powerState` of a host: `poweredOn`, `poweredOff`, `standBy`, `unknown`.

@@ -50,7 +50,8 @@ impl State {
                 }
             }
             other => {
-                let inner = self.dialect.reference("receiver", &call.this) + &self.dialect.element("method", other);
+                let inner =
+                    self.dialect.reference("receiver", &call.this) + &self.dialect.element("method", other);
                 self.fault("MethodNotFound", "no such method", &inner)
             }
         }
@@ -75,7 +76,8 @@ impl State {
 
     /// The fault of a call without a session.
     pub fn not_authenticated(&self, this: &MoRef) -> Reply {
-        let inner = self.dialect.reference("object", this) + &self.dialect.element("privilegeId", "System.View");
+        let inner =
+            self.dialect.reference("object", this) + &self.dialect.element("privilegeId", "System.View");
         self.fault("NotAuthenticated", "The session is not authenticated.", &inner)
     }
 

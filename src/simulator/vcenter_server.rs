@@ -9,7 +9,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::StreamExt;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE, USER_AGENT};
+use hyper::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE, USER_AGENT,
+};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::io::{self, Write};
@@ -38,7 +40,12 @@ pub(super) struct Shared {
 }
 
 /// Accepts connections until it is stopped. Nothing that happens here is part of anybody's trace.
-pub(super) fn spawn(tasks: &TaskTracker, listener: TcpListener, tls: rustls::ServerConfig, shared: Arc<Shared>) {
+pub(super) fn spawn(
+    tasks: &TaskTracker,
+    listener: TcpListener,
+    tls: rustls::ServerConfig,
+    shared: Arc<Shared>,
+) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let connections = tasks.clone();
     let accept = async move {
@@ -76,7 +83,8 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
 /// Answers a request. An error closes the connection.
 async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Response<Body>> {
     let (head, body) = request.into_parts();
-    let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let header =
+        |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     if head.uri.path() != "/sdk" || head.method != hyper::Method::POST {
         return text(StatusCode::NOT_FOUND, "text/plain", "Not found");
     }
@@ -99,15 +107,28 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
     }
     match fault {
         Some(VcenterFault::Http503Text) => {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "503 Service Unavailable (Failed to connect to endpoint)");
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "text/plain",
+                "503 Service Unavailable (Failed to connect to endpoint)",
+            );
         }
-        Some(VcenterFault::Http502Text) => return text(StatusCode::BAD_GATEWAY, "text/plain", "502 Bad Gateway"),
+        Some(VcenterFault::Http502Text) => {
+            return text(StatusCode::BAD_GATEWAY, "text/plain", "502 Bad Gateway");
+        }
         Some(VcenterFault::Html) => {
-            return text(StatusCode::OK, "text/html; charset=utf-8", "<!DOCTYPE html><html><body>Log in</body></html>");
+            return text(
+                StatusCode::OK,
+                "text/html; charset=utf-8",
+                "<!DOCTYPE html><html><body>Log in</body></html>",
+            );
         }
-        Some(VcenterFault::NotXml) => return text(StatusCode::OK, "text/xml; charset=utf-8", "vCenter is fine, thank you"),
+        Some(VcenterFault::NotXml) => {
+            return text(StatusCode::OK, "text/xml; charset=utf-8", "vCenter is fine, thank you");
+        }
         Some(VcenterFault::Redirect) => {
-            let answer = Response::builder().status(StatusCode::FOUND).header(LOCATION, "https://192.0.2.1/sdk");
+            let answer =
+                Response::builder().status(StatusCode::FOUND).header(LOCATION, "https://192.0.2.1/sdk");
             return answer.body(Body::empty()).map_err(io::Error::other);
         }
         Some(VcenterFault::Oversize) => return oversize(),
@@ -135,7 +156,10 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
 
 /// The session of a request. The quotes are part of the cookie's value: a client that drops them has none.
 fn session_of(cookies: &str) -> Option<String> {
-    let ours = cookies.split(';').map(str::trim).find_map(|cookie| cookie.strip_prefix(COOKIE_NAME)?.strip_prefix('='))?;
+    let ours = cookies
+        .split(';')
+        .map(str::trim)
+        .find_map(|cookie| cookie.strip_prefix(COOKIE_NAME)?.strip_prefix('='))?;
     Some(ours.strip_prefix('"')?.strip_suffix('"')?.to_owned())
 }
 

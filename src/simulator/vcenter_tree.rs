@@ -136,7 +136,8 @@ impl Tree {
                     found.push(id.to_owned());
                 }
                 for selection in select {
-                    let Some(Selection::Traversal { kind, path, skip, then, .. }) = named(&all, selection) else {
+                    let Some(Selection::Traversal { kind, path, skip, then, .. }) = named(&all, selection)
+                    else {
                         continue;
                     };
                     if !is_a(&entity.reference.kind, kind) {
@@ -185,7 +186,8 @@ fn named<'a>(all: &[&'a Selection], selection: &'a Selection) -> Option<&'a Sele
     all.iter().copied().find_map(|candidate| match candidate {
         Selection::Traversal { name, .. } if name == wanted => Some(candidate),
         Selection::Traversal { then, .. } => {
-            let inner: Vec<&Selection> = then.iter().filter(|s| matches!(s, Selection::Traversal { .. })).collect();
+            let inner: Vec<&Selection> =
+                then.iter().filter(|s| matches!(s, Selection::Traversal { .. })).collect();
             named(&inner, selection)
         }
         Selection::Named(_) => None,
@@ -234,7 +236,8 @@ impl Dialect {
     /// The answer to a call.
     pub fn response(&self, method: &str, returnval: Option<&str>) -> String {
         let (vim, ns) = (&self.vim, self.default_namespace());
-        let returned = returnval.map(|inner| format!("<{vim}returnval>{inner}</{vim}returnval>")).unwrap_or_default();
+        let returned =
+            returnval.map(|inner| format!("<{vim}returnval>{inner}</{vim}returnval>")).unwrap_or_default();
         self.envelope(&format!("<{vim}{method}Response{ns}>{returned}</{vim}{method}Response>"))
     }
 
@@ -267,7 +270,8 @@ impl Dialect {
     fn object(&self, entity: &Entity, sets: &[PropertySet]) -> String {
         let Self { xsi, xsd, vim, .. } = self;
         let mut out = self.reference("obj", &entity.reference);
-        let paths = sets.iter().filter(|set| is_a(&entity.reference.kind, &set.kind)).flat_map(|set| &set.paths);
+        let paths =
+            sets.iter().filter(|set| is_a(&entity.reference.kind, &set.kind)).flat_map(|set| &set.paths);
         let mut missing = String::new();
         for path in paths {
             if entity.denied.contains(path) {
@@ -282,7 +286,9 @@ impl Dialect {
             }
             let Some(value) = entity.properties.get(path.as_str()) else { continue };
             let (kind, text) = match value {
-                Property::Text("string", text) => (format!("{xsd}:string"), escape(text.as_str()).into_owned()),
+                Property::Text("string", text) => {
+                    (format!("{xsd}:string"), escape(text.as_str()).into_owned())
+                }
                 Property::Text(kind, text) => (format!("{vim}{kind}"), escape(text.as_str()).into_owned()),
                 Property::Bool(flag) => (format!("{xsd}:boolean"), flag.to_string()),
                 Property::Time(time) => (format!("{xsd}:dateTime"), time.clone()),

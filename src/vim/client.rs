@@ -96,7 +96,15 @@ impl VimClient {
     ) -> Result<Self, Failure> {
         let transport = Transport::new(config, &vcenter, stats)?;
         let page_size = config.page_size;
-        Ok(Self { transport, vcenter, access, page_size, service: None, session: Session::None, deadline: None })
+        Ok(Self {
+            transport,
+            vcenter,
+            access,
+            page_size,
+            service: None,
+            session: Session::None,
+            deadline: None,
+        })
     }
 
     /// Another limit of one answer's bytes than [`super::transport::MAX_BODY`].
@@ -145,9 +153,8 @@ impl VimClient {
             let request = soap::logout(&service.session_manager);
             // That it is over already is as good, and after any other failure the server's own idle limit
             // has to do.
-            let ended = self.ask(Method::Logout, request, None, |body| {
-                soap::read_success(Method::Logout, body)
-            });
+            let ended =
+                self.ask(Method::Logout, request, None, |body| soap::read_success(Method::Logout, body));
             if let Err(error) = ended.await
                 && !error.session_is_gone()
             {
@@ -210,7 +217,11 @@ impl VimClient {
                 object.missing.iter().any(|(_, fault)| *fault == FaultKind::NotAuthenticated)
             };
             if page.objects.iter().any(unauthenticated) {
-                return Err(faulted(&self.vcenter, method, Fault { kind: FaultKind::NotAuthenticated, subject: None }));
+                return Err(faulted(
+                    &self.vcenter,
+                    method,
+                    Fault { kind: FaultKind::NotAuthenticated, subject: None },
+                ));
             }
             objects.extend(page.objects);
             if objects.len() > MAX_OBJECTS {
@@ -220,7 +231,8 @@ impl VimClient {
             method = Method::ContinueRetrievePropertiesEx;
             request = property::continue_retrieve(&service, &token);
         }
-        let line = format!("{} lists more than {MAX_OBJECTS} objects or {MAX_PAGES} pages", self.vcenter.id());
+        let line =
+            format!("{} lists more than {MAX_OBJECTS} objects or {MAX_PAGES} pages", self.vcenter.id());
         Err(Failure::new(FailureReason::AnswerTooLarge, line).into())
     }
 
@@ -249,7 +261,6 @@ impl VimClient {
         conclude(&self.transport, method, answer, result.as_ref().err());
         result
     }
-
 }
 
 impl Drop for VimClient {

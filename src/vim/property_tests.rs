@@ -24,14 +24,23 @@ fn the_recorded_tree_comes_out_whole() {
         let page = first_page(&recorded(version, "RetrievePropertiesEx-tree-traversal")).unwrap();
         assert_eq!(page.token, None);
         let count = |kind: &str| page.objects.iter().filter(|object| &*object.kind == kind).count();
-        assert!(count("HostSystem") >= 10 && count("Datacenter") >= 1 && count("ClusterComputeResource") >= 1, "{version}");
+        assert!(
+            count("HostSystem") >= 10 && count("Datacenter") >= 1 && count("ClusterComputeResource") >= 1,
+            "{version}"
+        );
         let root = &page.objects[0];
-        assert_eq!((&*root.id, root.name().as_deref(), root.parent()), ("group-d1", Some("Datacenters"), None));
+        assert_eq!(
+            (&*root.id, root.name().as_deref(), root.parent()),
+            ("group-d1", Some("Datacenters"), None)
+        );
         for host in page.objects.iter().filter(|object| &*object.kind == "HostSystem") {
             let above = host.parent().expect("a parent");
             let compute = page.objects.iter().find(|object| object.id == above.id).expect("it is there");
             assert_eq!(compute.kind, above.kind);
-            assert!(["green", "yellow", "red", "gray"].contains(&&**host.text("overallStatus").unwrap()), "{host:?}");
+            assert!(
+                ["green", "yellow", "red", "gray"].contains(&&**host.text("overallStatus").unwrap()),
+                "{host:?}"
+            );
         }
     }
 }
@@ -57,8 +66,10 @@ fn recorded_pages_lead_from_one_to_the_next() {
     let mut strings = Interner::default();
     let one = first_page(&recorded(version, "RetrievePropertiesEx-maxObjects-5")).unwrap();
     let next = Method::ContinueRetrievePropertiesEx;
-    let two = read_page(next, &recorded(version, "ContinueRetrievePropertiesEx-page2"), &mut strings).unwrap();
-    let three = read_page(next, &recorded(version, "ContinueRetrievePropertiesEx-page3"), &mut strings).unwrap();
+    let two =
+        read_page(next, &recorded(version, "ContinueRetrievePropertiesEx-page2"), &mut strings).unwrap();
+    let three =
+        read_page(next, &recorded(version, "ContinueRetrievePropertiesEx-page3"), &mut strings).unwrap();
     assert_eq!([one.objects.len(), two.objects.len(), three.objects.len()], [5, 5, 4]);
     assert!(one.token.is_some() && two.token.is_some() && one.token != two.token);
     assert_eq!(three.token, None);
@@ -87,7 +98,9 @@ fn a_whole_data_object_is_skipped_and_not_half_read() {
 #[test]
 fn zero_is_a_token_and_no_result_is_an_empty_page() {
     assert_eq!(first_page(answer("<token>0</token>").as_bytes()).unwrap().token.as_deref(), Some("0"));
-    let nothing = format!(r#"<E:Envelope xmlns:E="{SOAP}"><E:Body><RetrievePropertiesExResponse xmlns="{VIM}"/></E:Body></E:Envelope>"#);
+    let nothing = format!(
+        r#"<E:Envelope xmlns:E="{SOAP}"><E:Body><RetrievePropertiesExResponse xmlns="{VIM}"/></E:Body></E:Envelope>"#
+    );
     assert_eq!(first_page(nothing.as_bytes()).unwrap(), Page::default());
 }
 
@@ -112,7 +125,10 @@ fn odd_values_are_other_and_unknown_elements_are_skipped() {
         (r#"<val t:type="x:string">a &amp; b</val>"#, Value::Text("a & b".into())),
         (r#"<val t:type="ManagedEntityStatus">purple</val>"#, Value::Text("purple".into())),
         (r#"<val t:type="ArrayOfString"><string>a</string></val>"#, Value::Other),
-        (r#"<val t:type="ManagedObjectReference" type="Folder">f-1</val>"#, Value::Reference(Reference::new("Folder", "f-1"))),
+        (
+            r#"<val t:type="ManagedObjectReference" type="Folder">f-1</val>"#,
+            Value::Reference(Reference::new("Folder", "f-1")),
+        ),
     ] {
         assert_eq!(object(val).get("p"), Some(&wanted), "{val}");
     }
@@ -147,9 +163,13 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
         api_type: String::new(),
     };
     let request = retrieve_tree(&service, &["name", "overallStatus"], 0);
-    assert!(request.contains("<propSet><type>HostSystem</type><pathSet>name</pathSet><pathSet>overallStatus</pathSet></propSet>"));
+    assert!(request.contains(
+        "<propSet><type>HostSystem</type><pathSet>name</pathSet><pathSet>overallStatus</pathSet></propSet>"
+    ));
     assert!(request.contains("<name>folder</name><type>Folder</type><path>childEntity</path>"));
-    assert!(request.ends_with("</objectSet></specSet><options/></RetrievePropertiesEx></soapenv:Body></soapenv:Envelope>"));
+    assert!(request.ends_with(
+        "</objectSet></specSet><options/></RetrievePropertiesEx></soapenv:Body></soapenv:Envelope>"
+    ));
     let sized = retrieve_tree(&service, &["name"], 50);
     assert!(sized.contains("<options><maxObjects>50</maxObjects></options>"));
     assert!(continue_retrieve(&service, "0").contains("<token>0</token>"));

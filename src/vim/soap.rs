@@ -208,7 +208,7 @@ pub fn read_answer(
         }
     }
     // Whatever follows the envelope is no part of the answer, unless it is more XML.
-    cursor.next()?;
+    cursor.token()?;
     match answered {
         Some(Ok(())) => Ok(()),
         Some(Err(fault)) => Err(NoResult::Fault(fault)),
@@ -294,14 +294,12 @@ pub fn read_service_content(body: &[u8]) -> Result<ServiceContent, NoResult> {
         Ok(())
     })?;
     match (root, properties, sessions) {
-        (Some(root_folder), Some(property_collector), Some(session_manager)) => Ok(ServiceContent {
-            root_folder,
-            property_collector,
-            session_manager,
-            api_version,
-            api_type,
-        }),
-        _ => Err(Cursor::new(body)?.unreadable("no root folder, property collector or session manager").into()),
+        (Some(root_folder), Some(property_collector), Some(session_manager)) => {
+            Ok(ServiceContent { root_folder, property_collector, session_manager, api_version, api_type })
+        }
+        _ => {
+            Err(Cursor::new(body)?.unreadable("no root folder, property collector or session manager").into())
+        }
     }
 }
 

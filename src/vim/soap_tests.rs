@@ -6,8 +6,18 @@ const FAULTS: &[(&str, Method, FaultKind, Option<&str>)] = &[
     ("NotAuthenticated-expired-session", Method::Logout, FaultKind::NotAuthenticated, Some("System.View")),
     ("Login-bad-credentials", Method::Login, FaultKind::InvalidLogin, None),
     ("Login-while-logged-in", Method::Login, FaultKind::InvalidLogin, None),
-    ("RetrievePropertiesEx-missing-object", Method::RetrievePropertiesEx, FaultKind::ManagedObjectNotFound, None),
-    ("RetrievePropertiesEx-destroyed-view", Method::RetrievePropertiesEx, FaultKind::ManagedObjectNotFound, None),
+    (
+        "RetrievePropertiesEx-missing-object",
+        Method::RetrievePropertiesEx,
+        FaultKind::ManagedObjectNotFound,
+        None,
+    ),
+    (
+        "RetrievePropertiesEx-destroyed-view",
+        Method::RetrievePropertiesEx,
+        FaultKind::ManagedObjectNotFound,
+        None,
+    ),
     ("Malformed-not-xml", Method::Login, FaultKind::InvalidRequest, None),
     ("Malformed-unclosed", Method::Login, FaultKind::InvalidRequest, None),
     ("Malformed-unknown-method", Method::Login, FaultKind::InvalidRequest, None),
@@ -32,7 +42,9 @@ fn recorded_faults_are_known_by_their_type() {
         }
     }
     let stale = recorded("vcsim-2026-08", "ContinueRetrievePropertiesEx-stale-token");
-    let Err(NoResult::Fault(stale)) = read_success(Method::ContinueRetrievePropertiesEx, &stale) else { panic!() };
+    let Err(NoResult::Fault(stale)) = read_success(Method::ContinueRetrievePropertiesEx, &stale) else {
+        panic!()
+    };
     assert_eq!(stale.to_string(), "fault InvalidPropertyFault (token)");
 }
 
@@ -53,7 +65,10 @@ fn recorded_successes_are_successes() {
 fn an_answer_to_another_call_is_no_answer() {
     let login = recorded("vcsim-2026-08", "Login");
     let error = read_success(Method::Logout, &login).unwrap_err();
-    assert!(matches!(&error, NoResult::Unreadable(why) if why.to_string().starts_with("no answer to Logout")), "{error:?}");
+    assert!(
+        matches!(&error, NoResult::Unreadable(why) if why.to_string().starts_with("no answer to Logout")),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -72,7 +87,9 @@ fn a_fault_is_read_whatever_its_prefixes_and_with_status_200_too() {
 #[test]
 fn a_fault_without_a_type_is_known_by_its_element_and_one_without_detail_is_a_fault_still() {
     let text = |detail: &str| {
-        format!(r#"<S:Envelope xmlns:S="{SOAP}"><S:Body><S:Fault><faultstring>x</faultstring>{detail}</S:Fault></S:Body></S:Envelope>"#)
+        format!(
+            r#"<S:Envelope xmlns:S="{SOAP}"><S:Body><S:Fault><faultstring>x</faultstring>{detail}</S:Fault></S:Body></S:Envelope>"#
+        )
     };
     let untyped = text(&format!(r#"<detail><NotAuthenticatedFault xmlns="{VIM}"/></detail>"#));
     let Err(NoResult::Fault(fault)) = read_success(Method::Login, untyped.as_bytes()) else { panic!() };

@@ -121,7 +121,10 @@ impl Transport {
             builder = builder.tls_certs_only(roots(file)?);
         }
         let http = builder.build().map_err(|error| {
-            Failure::new(FailureReason::Tls, format!("setting up TLS for {}: {}", vcenter.id(), chain(&error)))
+            Failure::new(
+                FailureReason::Tls,
+                format!("setting up TLS for {}: {}", vcenter.id(), chain(&error)),
+            )
         })?;
         Ok(Self {
             http,
@@ -339,7 +342,9 @@ fn classify(error: &reqwest::Error) -> Failure {
     Failure::new(reason, chain(error))
 }
 
-fn causes<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| {
         // An I/O error that wraps another one has no source of its own, but that of what it wraps.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);

@@ -4,8 +4,8 @@
 //! `_XMLSchema-instance:type`. Document types and entities other than the five of XML are refused: SOAP
 //! 1.1 §3 forbids them, and they are the way to bombs.
 
-use quick_xml::events::{BytesStart, Event};
 use quick_xml::XmlVersion;
+use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
 use quick_xml::reader::NsReader;
 use std::borrow::Cow;
@@ -114,7 +114,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next start or end of an element. Text between elements is skipped.
-    pub fn next(&mut self) -> Result<Token<'a>, Unreadable> {
+    pub fn token(&mut self) -> Result<Token<'a>, Unreadable> {
         loop {
             match self.event()? {
                 Step::Open(element) => return Ok(Token::Open(element)),
@@ -127,7 +127,7 @@ impl<'a> Cursor<'a> {
 
     /// The next child of the element that was opened last; `None` where that ends.
     pub fn child(&mut self) -> Result<Option<Element<'a>>, Unreadable> {
-        match self.next()? {
+        match self.token()? {
             Token::Open(element) => Ok(Some(element)),
             Token::Close => Ok(None),
             Token::End => Err(self.unreadable("the answer is cut off")),
@@ -138,7 +138,7 @@ impl<'a> Cursor<'a> {
     pub fn skip(&mut self) -> Result<(), Unreadable> {
         let outside = self.depth.saturating_sub(1);
         while self.depth > outside {
-            self.next()?;
+            self.token()?;
         }
         Ok(())
     }
@@ -224,8 +224,12 @@ impl<'a> Cursor<'a> {
         for attribute in tag.attributes() {
             let attribute = attribute.map_err(|_| self.unreadable("a bad attribute"))?;
             let (ns, name) = self.reader.resolver().resolve_attribute(attribute.key);
-            if name.into_inner() == "type" && matches!(&ns, ResolveResult::Bound(ns) if ns.into_inner() == XSI) {
-                let value = attribute.normalized_value(XmlVersion::Implicit1_0).map_err(|_| self.unreadable("a bad attribute"))?;
+            if name.into_inner() == "type"
+                && matches!(&ns, ResolveResult::Bound(ns) if ns.into_inner() == XSI)
+            {
+                let value = attribute
+                    .normalized_value(XmlVersion::Implicit1_0)
+                    .map_err(|_| self.unreadable("a bad attribute"))?;
                 let local = value.rsplit(':').next().unwrap_or_default();
                 return Ok(Some(local.trim().to_owned()));
             }
@@ -272,7 +276,7 @@ mod tests {
         let mut cursor = Cursor::new(document.as_bytes())?;
         let mut names = Vec::new();
         loop {
-            match cursor.next()? {
+            match cursor.token()? {
                 Token::Open(element) => names.push(element.name().to_owned()),
                 Token::Close => {}
                 Token::End => return Ok(names),
@@ -283,9 +287,10 @@ mod tests {
     #[test]
     fn a_type_is_found_by_its_namespace_whatever_its_prefix() {
         for prefix in ["xsi", "_XMLSchema-instance", "q1"] {
-            let text = format!(r#"<v xmlns:{prefix}="{XSI}" xmlns:x="{XSD}" {prefix}:type="x:string" type="no"/>"#);
+            let text =
+                format!(r#"<v xmlns:{prefix}="{XSI}" xmlns:x="{XSD}" {prefix}:type="x:string" type="no"/>"#);
             let mut cursor = Cursor::new(text.as_bytes()).unwrap();
-            let element = match cursor.next().unwrap() {
+            let element = match cursor.token().unwrap() {
                 Token::Open(element) => element,
                 other => panic!("{other:?}"),
             };
@@ -296,10 +301,11 @@ mod tests {
 
     #[test]
     fn text_comes_whole_with_its_references_resolved() {
-        let mut cursor = Cursor::new(b"<a>x &lt;&amp;&#x41;<!-- no --><b>skipped</b>y<![CDATA[<z>]]></a>").unwrap();
-        cursor.next().unwrap();
+        let mut cursor =
+            Cursor::new(b"<a>x &lt;&amp;&#x41;<!-- no --><b>skipped</b>y<![CDATA[<z>]]></a>").unwrap();
+        cursor.token().unwrap();
         assert_eq!(cursor.text().unwrap(), "x <&Ay<z>");
-        assert!(matches!(cursor.next().unwrap(), Token::End));
+        assert!(matches!(cursor.token().unwrap(), Token::End));
     }
 
     #[test]
@@ -316,7 +322,7 @@ mod tests {
         for (text, what) in cases {
             let error = all(text).and_then(|_| {
                 let mut cursor = Cursor::new(text.as_bytes())?;
-                cursor.next()?;
+                cursor.token()?;
                 cursor.text().map(|_| ())
             });
             let error = error.expect_err(text).to_string();
@@ -324,7 +330,7 @@ mod tests {
         }
         let long = format!("<a>{}</a>", "x".repeat(MAX_TEXT + 1));
         let mut cursor = Cursor::new(long.as_bytes()).unwrap();
-        cursor.next().unwrap();
+        cursor.token().unwrap();
         assert!(cursor.text().is_err());
     }
 }

@@ -27,7 +27,8 @@ pub struct Setup {
 
 impl Setup {
     pub fn of(sim: &VcenterHandle) -> Self {
-        let endpoint = Endpoint { host: sim.address().ip().to_string().into(), port: Some(sim.address().port()) };
+        let endpoint =
+            Endpoint { host: sim.address().ip().to_string().into(), port: Some(sim.address().port()) };
         let mut ca_file = tempfile::NamedTempFile::new().unwrap();
         ca_file.write_all(sim.ca_pem().as_bytes()).unwrap();
         Self {
@@ -103,7 +104,8 @@ impl Setup {
     }
 
     pub fn client(&self) -> VimClient {
-        VimClient::new(&self.config, Arc::new(self.vcenter.clone()), self.access(), Arc::clone(&self.stats)).unwrap()
+        VimClient::new(&self.config, Arc::new(self.vcenter.clone()), self.access(), Arc::clone(&self.stats))
+            .unwrap()
     }
 }
 

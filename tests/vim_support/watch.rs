@@ -67,7 +67,8 @@ impl Watch {
         let seen = |span: &SpanData| {
             let attributes: Vec<(String, String)> =
                 span.attributes.iter().map(|pair| (pair.key.to_string(), pair.value.to_string())).collect();
-            let error = attributes.iter().find(|(key, _)| key == "error.type").map(|(_, value)| value.clone());
+            let error =
+                attributes.iter().find(|(key, _)| key == "error.type").map(|(_, value)| value.clone());
             assert_eq!(error.is_some(), matches!(span.status, Status::Error { .. }), "{span:?}");
             Seen {
                 name: span.name.to_string(),
