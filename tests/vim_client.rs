@@ -254,3 +254,12 @@ async fn five_thousand_hosts_come_whole() {
     assert!(sim.calls("ContinueRetrievePropertiesEx") >= 50);
     client.logout().await;
 }
+
+#[tokio::test]
+async fn a_tcp_peer_that_never_says_a_word_is_left_after_the_connect_time_out() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1")).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::of(&sim).port(listener.local_addr().unwrap().port());
+    setup.config.connect_timeout = Duration::from_millis(200);
+    assert_eq!(read(&mut setup.client()).await, Err(FailureReason::ConnectTimeout));
+}

@@ -1,7 +1,7 @@
 //! What the simulated vCenter answers to each method.
 
-use super::vcenter::{ROOT, State};
 use super::vcenter_request::{Call, MoRef, PropertySet};
+use super::vcenter_state::{ROOT, State};
 use super::vcenter_tree::Refused;
 use std::collections::VecDeque;
 use std::fmt::Write;

@@ -1,8 +1,9 @@
 //! HTTPS for the simulated vCenter: connections, cookies, packing, and what goes wrong on the way.
 
-use super::vcenter::{State, VcenterFault};
 use super::vcenter_calls::Reply;
 use super::vcenter_request::Call;
+use super::vcenter_spec::VcenterFault;
+use super::vcenter_state::State;
 use axum::body::Body;
 use bytes::Bytes;
 use flate2::Compression;
