@@ -2,6 +2,9 @@
 //! the session. A new collector is one file here and one line in the list (see `host_collectors` and
 //! `vcenter_collectors`).
 
+pub mod overall_state;
+
+use crate::config::Config;
 use crate::inventory::{Host, Inventory, Vcenter};
 use crate::metric::MetricDef;
 use crate::outcome::FailureReason;
@@ -80,3 +83,12 @@ pub trait VcenterCollector: Send + Sync {
 
 /// The metrics of a collector, for the catalogue.
 pub type Metrics = &'static [&'static MetricDef];
+
+/// The collectors that read from vCenters, as far as they are switched on.
+pub fn vcenter_collectors(config: &Config) -> Vec<Arc<dyn VcenterCollector>> {
+    let mut collectors: Vec<Arc<dyn VcenterCollector>> = Vec::new();
+    if let Some(config) = &config.overall_state {
+        collectors.push(Arc::new(overall_state::OverallState::new(config)));
+    }
+    collectors
+}

@@ -1,1 +1,3 @@
 //! poller
+
+pub mod poll;

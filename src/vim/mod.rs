@@ -1,3 +1,16 @@
 //! SOAP to vCenters (vim25).
+//!
+//! [`xml`] reads, [`soap`] and [`property`] know the messages, none of them does I/O; [`transport`] is one
+//! HTTP exchange with its limits; [`client`] is the session.
 
+pub mod client;
 pub mod model;
+pub mod property;
+pub mod soap;
+pub mod transport;
+pub mod xml;
+
+pub use client::VimClient;
+
+/// What the agent counts about its SOAP calls, for the catalogue.
+pub static METRICS: &[&crate::metric::MetricDef] = transport::METRICS;

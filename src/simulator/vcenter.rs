@@ -1,0 +1,279 @@
+//! A fake vCenter: SOAP over HTTPS, with the habits of real ones that simulators elsewhere lack.
+//!
+//! It sends about 100 objects a page whatever the client asks for, hands out tokens that can be spent once
+//! (the first one is `"0"`), quotes its session cookie, takes a login on a live session for an
+//! `InvalidLogin`, locks accounts, forgets everything at a restart, and packs its answers. It has no
+//! `WaitForUpdatesEx`: a change of status is told to those only who ask.
+
+use super::vcenter_request::MoRef;
+use super::vcenter_server::{self, Shared};
+pub use super::vcenter_spec::{HostSpec, Status, VcenterFault, VcenterSpec};
+use super::vcenter_state::State;
+use super::vcenter_tree::{Entity, Property};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A certificate authority for simulated servers.
+#[derive(Clone)]
+pub struct Authority(Arc<CertifiedIssuer<'static, KeyPair>>);
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Authority")
+    }
+}
+
+impl Authority {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let mut params = CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        Ok(Self(Arc::new(CertifiedIssuer::self_signed(params, key).map_err(io::Error::other)?)))
+    }
+
+    /// Its certificate: what a client's `ca_file` has to hold.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// Certificate chain and key for a server of `names`.
+    pub(super) fn issue(&self, names: Vec<String>) -> io::Result<rustls::ServerConfig> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let params = CertificateParams::new(names).map_err(io::Error::other)?;
+        let certificate = params.signed_by(&key, &*self.0).map_err(io::Error::other)?;
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .map_err(io::Error::other)
+    }
+}
+
+/// A fake vCenter that runs until its handle is dropped.
+#[derive(Debug)]
+pub struct VcenterSim;
+
+impl VcenterSim {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When its address can't be listened on.
+    pub async fn start(spec: VcenterSpec) -> io::Result<VcenterHandle> {
+        let listener = tokio::net::TcpListener::bind(spec.listen).await?;
+        let address = listener.local_addr()?;
+        let authority = match &spec.authority {
+            Some(authority) => authority.clone(),
+            None => Authority::new(&format!("{} authority", spec.name))?,
+        };
+        let names = vec![spec.name.clone(), "localhost".to_owned(), address.ip().to_string()];
+        let tls = authority.issue(names)?;
+        let shared =
+            Arc::new(Shared { state: Mutex::new(State::new(spec)), stopped: CancellationToken::new() });
+        let tasks = TaskTracker::new();
+        vcenter_server::spawn(&tasks, listener, tls, Arc::clone(&shared));
+        Ok(VcenterHandle { shared, address, authority, tasks })
+    }
+}
+
+/// A running fake vCenter: change it, break it, look at it.
+#[derive(Debug)]
+pub struct VcenterHandle {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    authority: Authority,
+    tasks: TaskTracker,
+}
+
+impl Drop for VcenterHandle {
+    fn drop(&mut self) {
+        self.shared.stopped.cancel();
+    }
+}
+
+impl VcenterHandle {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificate of its authority.
+    pub fn ca_pem(&self) -> String {
+        self.authority.pem()
+    }
+
+    /// Sets `overallStatus` of a host. Nobody is told.
+    pub fn set_status(&self, host: &str, status: &Status) {
+        self.set(host, "overallStatus", Property::Text("ManagedEntityStatus", status.word().to_owned()));
+    }
+
+    /// Sets `runtime.connectionState` of a host: `connected`, `disconnected`, `notResponding`.
+    pub fn set_connection(&self, host: &str, state: &str) {
+        self.set(
+            host,
+            "runtime.connectionState",
+            Property::Text("HostSystemConnectionState", state.to_owned()),
+        );
+    }
+
+    /// Sets `runtime.powerState` of a host: `poweredOn`, `poweredOff`, `standBy`, `unknown`.
+    pub fn set_power(&self, host: &str, state: &str) {
+        self.set(host, "runtime.powerState", Property::Text("HostSystemPowerState", state.to_owned()));
+    }
+
+    /// Sets `runtime.inMaintenanceMode` of a host.
+    pub fn set_maintenance(&self, host: &str, on: bool) {
+        self.set(host, "runtime.inMaintenanceMode", Property::Bool(on));
+    }
+
+    /// Unsets a property of a host.
+    pub fn unset(&self, host: &str, property: &str) {
+        self.with_host(host, |entity| entity.unset(property));
+    }
+
+    /// Makes a property of a host unreadable.
+    pub fn deny(&self, host: &str, property: &str) {
+        self.with_host(host, |entity| entity.deny(property));
+    }
+
+    /// Renames a host; it stays the same object.
+    pub fn rename(&self, host: &str, name: &str) {
+        self.with_host(host, |entity| entity.set("name", Property::Text("string", name.to_owned())));
+        let mut state = self.state();
+        if let Some(id) = state.hosts.remove(host) {
+            state.hosts.insert(name.to_owned(), id);
+        }
+    }
+
+    /// Adds a host.
+    pub fn add_host(&self, host: &HostSpec) {
+        self.state().add_host(host);
+    }
+
+    /// Removes a host.
+    pub fn remove_host(&self, host: &str) {
+        self.state().remove_host(host);
+    }
+
+    /// The names of its hosts, sorted.
+    pub fn hosts(&self) -> Vec<String> {
+        let mut hosts: Vec<String> = self.state().hosts.keys().cloned().collect();
+        hosts.sort();
+        hosts
+    }
+
+    /// Ends every session, as the idle limit does.
+    pub fn expire_sessions(&self) {
+        self.state().end_sessions();
+    }
+
+    /// Restarts the server: sessions are gone, and a client that still holds one is told
+    /// `ManagedObjectNotFound`.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        let lost: Vec<String> = state.sessions.keys().cloned().collect();
+        state.end_sessions();
+        state.before_restart.extend(lost);
+    }
+
+    /// Lets the next call fail.
+    pub fn fail_next(&self, fault: VcenterFault) {
+        self.state().faults.push_back((None, fault));
+    }
+
+    /// Lets the next call of `method` fail.
+    pub fn fail_next_call(&self, method: &str, fault: VcenterFault) {
+        self.state().faults.push_back((Some(method.to_owned()), fault));
+    }
+
+    /// Changes what is added to each answer.
+    pub fn set_latency(&self, latency: Duration) {
+        self.state().spec.latency = latency;
+    }
+
+    /// Changes the password of the account.
+    pub fn set_password(&self, password: &str) {
+        self.state().spec.password = password.to_owned();
+    }
+
+    /// Number of sessions that are open.
+    pub fn open_sessions(&self) -> usize {
+        self.state().sessions.len()
+    }
+
+    /// Number of logins that succeeded so far.
+    pub fn logins(&self) -> u64 {
+        self.state().logins
+    }
+
+    /// Number of logins that were rejected so far.
+    pub fn failed_logins(&self) -> u64 {
+        self.state().failed_logins
+    }
+
+    /// Whether the account is locked.
+    pub fn is_locked(&self) -> bool {
+        self.state().is_locked()
+    }
+
+    /// Unlocks the account.
+    pub fn unlock(&self) {
+        self.state().rejected_in_a_row = 0;
+    }
+
+    /// Number of calls so far, whatever came of them.
+    pub fn requests(&self) -> u64 {
+        self.state().requests
+    }
+
+    /// Number of calls of `method` so far.
+    pub fn calls(&self, method: &str) -> u64 {
+        self.state().calls.get(method).copied().unwrap_or_default()
+    }
+
+    /// The `User-Agent` of the last call.
+    pub fn last_user_agent(&self) -> String {
+        self.state().user_agent.clone()
+    }
+
+    /// Stops it, and waits until its last task has ended.
+    pub async fn stop(self) {
+        self.shared.stopped.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+
+    fn set(&self, host: &str, path: &'static str, value: Property) {
+        self.with_host(host, |entity| entity.set(path, value));
+    }
+
+    fn with_host(&self, host: &str, change: impl FnOnce(&mut Entity)) {
+        let mut state = self.state();
+        let reference = state.hosts.get(host).map(|id| MoRef { kind: "HostSystem".into(), id: id.clone() });
+        if let Some(entity) = reference.and_then(|reference| state.tree.get(&reference)) {
+            change(entity);
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,356 @@
+//! A session with one vCenter: login, reading the tree page by page, login once more when the session is
+//! gone, logout.
+//!
+//! There is never more than one session: leaked ones have brought vCenters down. A login that is under way
+//! when the caller gives up is carried on by a task of its own, so that [`VimClient::logout`] can end the
+//! session that comes of it.
+
+use super::model::{Interner, ManagedObject, Reference};
+use super::property;
+use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
+use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
+use crate::accounts::guard::Guard;
+use crate::accounts::{Accounts, Login, LoginSecret};
+use crate::config::VcenterConfig;
+use crate::inventory::Vcenter;
+use crate::outcome::{Failure, FailureReason};
+use crate::stats::Stats;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
+use zeroize::Zeroizing;
+
+/// Most pages of one answer: a server that never stops handing out tokens does not keep us for ever.
+const MAX_PAGES: u32 = 10_000;
+/// Most objects of one answer, all pages together.
+const MAX_OBJECTS: usize = 200_000;
+
+/// As whom to log in, and whether a login may be tried.
+#[derive(Clone)]
+pub struct Access {
+    /// Knows the login of a vCenter.
+    pub accounts: Arc<Accounts>,
+    /// Says whether it may be tried.
+    pub guard: Arc<Guard>,
+}
+
+/// Why something could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{failure}")]
+pub struct VimError {
+    /// For metric, span and log.
+    pub failure: Failure,
+    /// The fault that the server answered with, if it did.
+    pub fault: Option<Fault>,
+}
+
+impl VimError {
+    /// Whether the session is gone. After a restart of the server its objects are, which is told first.
+    fn session_is_gone(&self) -> bool {
+        let kind = self.fault.as_ref().map(|fault| &fault.kind);
+        matches!(kind, Some(FaultKind::NotAuthenticated | FaultKind::ManagedObjectNotFound))
+    }
+}
+
+impl From<Failure> for VimError {
+    fn from(failure: Failure) -> Self {
+        Self { failure, fault: None }
+    }
+}
+
+/// A client of one vCenter, which keeps its session between calls. Whoever owns it calls
+/// [`VimClient::logout`] in the end.
+pub struct VimClient {
+    transport: Transport,
+    vcenter: Arc<Vcenter>,
+    access: Access,
+    page_size: u32,
+    service: Option<ServiceContent>,
+    session: Session,
+    /// When the read that is under way has to have ended.
+    deadline: Option<Instant>,
+}
+
+/// Whether there is a session.
+enum Session {
+    /// None that we know of.
+    None,
+    /// A login is under way; it goes on if its caller does not.
+    Starting(JoinHandle<Result<(), Failure>>),
+    /// There is one.
+    Open,
+}
+
+impl VimClient {
+    /// A client without a session; connects to nothing yet.
+    ///
+    /// # Errors
+    /// When `ca_file` can't be used or the address is none.
+    pub fn new(
+        config: &VcenterConfig,
+        vcenter: Arc<Vcenter>,
+        access: Access,
+        stats: Arc<Stats>,
+    ) -> Result<Self, Failure> {
+        let transport = Transport::new(config, &vcenter, stats)?;
+        let page_size = config.page_size;
+        Ok(Self {
+            transport,
+            vcenter,
+            access,
+            page_size,
+            service: None,
+            session: Session::None,
+            deadline: None,
+        })
+    }
+
+    /// Another limit of one answer's bytes than [`super::transport::MAX_BODY`].
+    #[must_use]
+    pub fn with_max_body(mut self, max_body: usize) -> Self {
+        self.transport.set_max_body(max_body);
+        self
+    }
+
+    /// What the server said about itself when the session began.
+    pub fn service(&self) -> Option<&ServiceContent> {
+        self.service.as_ref()
+    }
+
+    /// Reads the whole tree: folders, datacenters, compute resources with name and parent, hosts with
+    /// `host_properties`. Starts a session if there is none, and once more if it turns out to be gone.
+    /// All pages or nothing, by `deadline`.
+    pub async fn read_tree(
+        &mut self,
+        host_properties: &[&str],
+        deadline: Instant,
+    ) -> Result<Vec<ManagedObject>, VimError> {
+        self.deadline = Some(deadline);
+        self.open().await?;
+        match self.read_pages(host_properties).await {
+            Err(error) if error.session_is_gone() => {
+                tracing::info!(vcenter = %self.vcenter.address, "the session is gone ({error}), logging in again");
+                self.logout().await;
+                self.open().await?;
+                self.read_pages(host_properties).await
+            }
+            other => other,
+        }
+    }
+
+    /// Ends the session, if there is one, within a few seconds. Also of a login that is still under way.
+    pub async fn logout(&mut self) {
+        if let Session::Starting(login) = &mut self.session {
+            // Whatever comes of it: an answer may hold a session, which has to be ended then.
+            if tokio::time::timeout(LOGOUT_TIMEOUT, &mut *login).await.is_err() {
+                login.abort();
+            }
+            self.session = Session::Open;
+        }
+        if let (Session::Open, Some(service)) = (&self.session, &self.service) {
+            let request = soap::logout(&service.session_manager);
+            // That it is over already is as good, and after any other failure the server's own idle limit
+            // has to do.
+            let ended =
+                self.ask(Method::Logout, request, None, |body| soap::read_success(Method::Logout, body));
+            if let Err(error) = ended.await
+                && !error.session_is_gone()
+            {
+                tracing::debug!(vcenter = %self.vcenter.address, "no logout: {error}");
+            }
+        }
+        self.session = Session::None;
+        self.transport.drop_cookies();
+    }
+
+    /// Makes sure that there is a session, as far as we know.
+    async fn open(&mut self) -> Result<(), VimError> {
+        match self.session {
+            Session::Open => return Ok(()),
+            // A caller gave up in the middle of a login: end what came of it before anything else, since a
+            // login on a live session is an InvalidLogin, which counts against the account.
+            Session::Starting(_) => self.logout().await,
+            Session::None => self.transport.drop_cookies(),
+        }
+        let login = self.access.accounts.for_vcenter(&self.vcenter).await?;
+        let id = self.vcenter.id();
+        self.access.guard.check(&id, login.credential).map_err(Failure::from)?;
+        let service = self
+            .ask(Method::RetrieveServiceContent, soap::retrieve_service_content(), None, |body| {
+                soap::read_service_content(body)
+            })
+            .await?;
+        let attempt = LoginAttempt {
+            transport: self.transport.clone(),
+            vcenter: Arc::clone(&self.vcenter),
+            guard: Arc::clone(&self.access.guard),
+            session_manager: service.session_manager.clone(),
+            login,
+        };
+        self.service = Some(service);
+        let attempt = tokio::spawn(attempt.run().in_current_span().with_current_subscriber());
+        self.session = Session::Starting(attempt);
+        let Session::Starting(attempt) = &mut self.session else { return Ok(()) };
+        let result = attempt.await.unwrap_or_else(|_| {
+            Err(Failure::new(FailureReason::ConnectionLost, format!("login at {id} was cut short")))
+        });
+        self.session = if result.is_ok() { Session::Open } else { Session::None };
+        result.map_err(VimError::from)
+    }
+
+    async fn read_pages(&mut self, host_properties: &[&str]) -> Result<Vec<ManagedObject>, VimError> {
+        let service = self.service.clone().ok_or_else(|| {
+            Failure::new(FailureReason::CommandFailed, format!("no session with {}", self.vcenter.id()))
+        })?;
+        let mut strings = Interner::default();
+        let mut objects = Vec::new();
+        let mut method = Method::RetrievePropertiesEx;
+        let mut request = property::retrieve_tree(&service, host_properties, self.page_size);
+        for number in 1..=MAX_PAGES {
+            let page = self
+                .ask(method, request, Some(number), |body| property::read_page(method, body, &mut strings))
+                .await?;
+            // vcsim answers without a session like this; a vCenter with a fault.
+            let unauthenticated = |object: &ManagedObject| {
+                object.missing.iter().any(|(_, fault)| *fault == FaultKind::NotAuthenticated)
+            };
+            if page.objects.iter().any(unauthenticated) {
+                return Err(faulted(
+                    &self.vcenter,
+                    method,
+                    Fault { kind: FaultKind::NotAuthenticated, subject: None },
+                ));
+            }
+            objects.extend(page.objects);
+            if objects.len() > MAX_OBJECTS {
+                break;
+            }
+            let Some(token) = page.token else { return Ok(objects) };
+            method = Method::ContinueRetrievePropertiesEx;
+            request = property::continue_retrieve(&service, &token);
+        }
+        let line =
+            format!("{} lists more than {MAX_OBJECTS} objects or {MAX_PAGES} pages", self.vcenter.id());
+        Err(Failure::new(FailureReason::AnswerTooLarge, line).into())
+    }
+
+    /// Asks, and reads the answer. What does no harm is asked once more when a kept connection turns out to
+    /// be closed.
+    async fn ask<T>(
+        &self,
+        method: Method,
+        request: Zeroizing<String>,
+        page: Option<u32>,
+        read: impl FnOnce(&[u8]) -> Result<T, NoResult>,
+    ) -> Result<T, VimError> {
+        // A session is ended even if there is no time left.
+        let deadline = self.deadline.filter(|_| method != Method::Logout);
+        let again = method.is_repeatable().then(|| request.clone());
+        let answer = match (self.transport.call(method, request, page, deadline).await, again) {
+            (Err(error), Some(request))
+                if error.stage == Stage::Asking && error.failure.reason == FailureReason::ConnectionLost =>
+            {
+                self.transport.call(method, request, page, deadline).await
+            }
+            (result, _) => result,
+        };
+        let answer = answer.map_err(|error| VimError::from(error.failure))?;
+        let result = read(&answer.body).map_err(|problem| explain(&self.vcenter, method, problem));
+        conclude(&self.transport, method, answer, result.as_ref().err());
+        result
+    }
+}
+
+impl Drop for VimClient {
+    fn drop(&mut self) {
+        if !matches!(self.session, Session::None) {
+            tracing::warn!(
+                vcenter = %self.vcenter.address,
+                "dropped without a logout: the session stays until the vCenter's idle limit"
+            );
+        }
+    }
+}
+
+/// One login, with the verdict for the guard. Runs to its end even if nobody waits for it.
+struct LoginAttempt {
+    transport: Transport,
+    vcenter: Arc<Vcenter>,
+    guard: Arc<Guard>,
+    session_manager: Reference,
+    login: Login,
+}
+
+impl LoginAttempt {
+    async fn run(self) -> Result<(), Failure> {
+        let Self { transport, vcenter, guard, session_manager, login } = self;
+        let id = vcenter.id();
+        let LoginSecret::Password(password) = &login.secret else {
+            let line = format!("{id} wants a password, and a key is configured");
+            return Err(Failure::new(FailureReason::NoCredentials, line));
+        };
+        let permit = guard.permit(&id, login.credential).await?;
+        let request = soap::login(&session_manager, &login.user, password.expose());
+        let answer = match transport.call(Method::Login, request, None, None).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                match error.stage {
+                    Stage::Connecting => permit.lost_before_secret(),
+                    Stage::Asking | Stage::Answering => permit.lost_after_secret(),
+                }
+                return Err(error.failure);
+            }
+        };
+        let result = soap::read_success(Method::Login, &answer.body);
+        match &result {
+            Ok(()) => permit.accepted(),
+            Err(NoResult::Fault(fault)) => match fault.kind {
+                FaultKind::InvalidLogin => permit.rejected(),
+                // Login's documentation: user and password are right, but nothing is granted to the user.
+                FaultKind::NoPermission => permit.accepted(),
+                _ => permit.lost_after_secret(),
+            },
+            Err(NoResult::Unreadable(_)) => permit.lost_after_secret(),
+        }
+        let result = result.map_err(|problem| explain(&vcenter, Method::Login, problem));
+        conclude(&transport, Method::Login, answer, result.as_ref().err());
+        result.map_err(|error| error.failure)
+    }
+}
+
+/// Why a call came to nothing, although it was answered.
+fn explain(vcenter: &Vcenter, method: Method, problem: NoResult) -> VimError {
+    match problem {
+        NoResult::Fault(fault) => faulted(vcenter, method, fault),
+        NoResult::Unreadable(unreadable) => {
+            let line = format!("{} of {}: {unreadable}", method.name(), vcenter.id());
+            Failure::new(FailureReason::AnswerUnreadable, line).into()
+        }
+    }
+}
+
+fn faulted(vcenter: &Vcenter, method: Method, fault: Fault) -> VimError {
+    let (reason, hint) = match fault.kind {
+        FaultKind::InvalidLogin => (FailureReason::AuthFailed, ": wrong user or password, or account locked"),
+        FaultKind::NoPermission => (FailureReason::PermissionDenied, ": the account lacks a privilege"),
+        _ => (FailureReason::CommandFailed, ""),
+    };
+    let line = format!("{} of vCenter {}: {fault}{hint}", method.name(), vcenter.address);
+    VimError { failure: Failure::new(reason, line), fault: Some(fault) }
+}
+
+fn conclude(transport: &Transport, method: Method, answer: Answer, error: Option<&VimError>) {
+    let problem = error.map(|error| {
+        let outcome = match &error.fault {
+            Some(fault) => {
+                answer.span.record("vim.fault", fault.kind.name());
+                "fault"
+            }
+            None => error.failure.reason.word(),
+        };
+        (outcome, &error.failure)
+    });
+    transport.conclude(method, answer, problem);
+}

@@ -1,0 +1,372 @@
+//! One SOAP call over HTTPS: limits, classification of what can go wrong, span and counters. Knows nothing
+//! of sessions but that cookies are kept.
+
+use super::soap::{Method, SOAP_ACTION};
+use crate::config::VcenterConfig;
+use crate::inventory::{Endpoint, Vcenter};
+use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
+use crate::outcome::{Failure, FailureReason, chain};
+use crate::stats::Stats;
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::cookie::{CookieStore, Jar};
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::Span;
+use zeroize::Zeroizing;
+
+/// Most bytes of one answer, unpacked. 10,000 hosts in one page are some 20 MB.
+pub const MAX_BODY: usize = 64 * 1024 * 1024;
+
+/// Limit of the call that ends a session: it must not hold up a shutdown.
+pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Calls by method and outcome.
+pub static REQUESTS: MetricDef = MetricDef {
+    name: "esxi.agent.soap.requests",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "SOAP calls to vCenters; outcome is ok, fault (the server answered with one), or the reason of the failure.",
+    attributes: &["method", "outcome"],
+};
+
+/// Bytes by direction.
+pub static BYTES: MetricDef = MetricDef {
+    name: "esxi.agent.soap.bytes",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    cadence: Cadence::Periodic,
+    help: "Bytes of SOAP bodies, before compression; direction is sent or received.",
+    attributes: &["direction"],
+};
+
+/// What is counted here.
+pub static METRICS: &[&MetricDef] = &[&REQUESTS, &BYTES];
+
+/// Picks the one TLS implementation of this process; later calls do nothing.
+pub fn install_crypto() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // An error says that somebody else has installed one already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// What came of a call: the body of an answer, or why there is none.
+#[derive(Debug)]
+pub struct Answer {
+    /// The body: XML, by its content type.
+    pub body: Vec<u8>,
+    /// Its span, still open, to be told how reading the body went.
+    pub span: Span,
+}
+
+/// A call that brought no answer.
+#[derive(Debug)]
+pub struct CallError {
+    /// Why.
+    pub failure: Failure,
+    /// How far it came.
+    pub stage: Stage,
+}
+
+/// How far a call came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// There was no connection, so nothing was sent.
+    Connecting,
+    /// The request was sent, whole or in part.
+    Asking,
+    /// The response began.
+    Answering,
+}
+
+/// The way to one vCenter. Clones share connections and cookies.
+#[derive(Debug, Clone)]
+pub struct Transport {
+    http: reqwest::Client,
+    url: url::Url,
+    cookies: Arc<Cookies>,
+    vcenter: Arc<str>,
+    call_timeout: Duration,
+    max_body: usize,
+    stats: Arc<Stats>,
+}
+
+impl Transport {
+    /// Fails when `ca_file` can't be used or the address is none.
+    pub fn new(config: &VcenterConfig, vcenter: &Vcenter, stats: Arc<Stats>) -> Result<Self, Failure> {
+        install_crypto();
+        let cookies = Arc::new(Cookies::default());
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("esxi-otel-agent/", env!("CARGO_PKG_VERSION")))
+            .cookie_provider(Arc::clone(&cookies))
+            .http1_only()
+            .gzip(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .https_only(true)
+            .connect_timeout(config.connect_timeout)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_max_idle_per_host(1);
+        if !config.verify_tls {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+        } else if let Some(file) = &config.ca_file {
+            builder = builder.tls_certs_only(roots(file)?);
+        }
+        let http = builder.build().map_err(|error| {
+            Failure::new(
+                FailureReason::Tls,
+                format!("setting up TLS for {}: {}", vcenter.id(), chain(&error)),
+            )
+        })?;
+        Ok(Self {
+            http,
+            url: url_of(&vcenter.endpoint)?,
+            cookies,
+            vcenter: Arc::clone(&vcenter.address),
+            call_timeout: config.call_timeout,
+            max_body: MAX_BODY,
+            stats,
+        })
+    }
+
+    /// Another limit of one answer's bytes.
+    pub fn set_max_body(&mut self, max_body: usize) {
+        self.max_body = max_body;
+    }
+
+    /// Forgets every cookie, so that the next call starts afresh.
+    pub fn drop_cookies(&self) {
+        self.cookies.clear();
+    }
+
+    /// Makes a call, which ends within the call time-out and before `deadline`. `page` is the number of the
+    /// page, from 1, for the span. The caller reports how reading the answer went by
+    /// [`Transport::conclude`].
+    pub async fn call(
+        &self,
+        method: Method,
+        request: Zeroizing<String>,
+        page: Option<u32>,
+        deadline: Option<Instant>,
+    ) -> Result<Answer, CallError> {
+        let span = tracing::info_span!(
+            "soap",
+            otel.name = method.name(),
+            otel.kind = "client",
+            rpc.system.name = "soap",
+            rpc.method = format!("VimPort/{}", method.name()),
+            server.address = self.url.host_str().unwrap_or_default(),
+            server.port = self.url.port_or_known_default().unwrap_or_default(),
+            http.response.status_code = tracing::field::Empty,
+            http.response.body.size = tracing::field::Empty,
+            vim.page = page,
+            vim.fault = tracing::field::Empty,
+        );
+        self.count_bytes("sent", request.len());
+        // The request is wiped when the connection has done with it.
+        let body = Bytes::from_owner(ZeroizedBody(request));
+        let exchange = tracing::Instrument::instrument(self.exchange(&span, body), span.clone());
+        let limit = match method {
+            Method::Logout => self.call_timeout.min(LOGOUT_TIMEOUT),
+            _ => self.call_timeout,
+        };
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let limit = left.map_or(limit, |left| limit.min(left));
+        let result = tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+            let waited = format!("no whole answer within {:.1} s", limit.as_secs_f64());
+            let failure = Failure::new(FailureReason::CommandTimeout, waited);
+            Err(CallError { failure, stage: Stage::Answering })
+        });
+        match result {
+            Ok(body) => Ok(Answer { body, span }),
+            Err(CallError { failure, stage }) => {
+                let failure = failure.during(format_args!("{} of vCenter {}", method.name(), self.vcenter));
+                crate::span::fail(&span, &failure);
+                self.count(method, failure.reason.word());
+                Err(CallError { failure, stage })
+            }
+        }
+    }
+
+    /// Ends the span of an answer and counts it: it was good (`None`), a fault, or made no sense.
+    pub fn conclude(&self, method: Method, answer: Answer, problem: Option<(&'static str, &Failure)>) {
+        if let Some((_, failure)) = problem {
+            crate::span::fail(&answer.span, failure);
+        }
+        self.count(method, problem.map_or("ok", |(outcome, _)| outcome));
+    }
+
+    async fn exchange(&self, span: &Span, body: Bytes) -> Result<Vec<u8>, CallError> {
+        let request = self
+            .http
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "text/xml; charset=utf-8")
+            .header("SOAPAction", SOAP_ACTION)
+            .body(body);
+        let mut response = request.send().await.map_err(|error| CallError {
+            stage: if error.is_connect() { Stage::Connecting } else { Stage::Asking },
+            failure: classify(&error.without_url()),
+        })?;
+        let status = response.status();
+        span.record("http.response.status_code", status.as_u16());
+        let lost = |failure| CallError { failure, stage: Stage::Answering };
+        check_head(status, response.headers().get(CONTENT_TYPE)).map_err(lost)?;
+        let mut body = Vec::new();
+        loop {
+            let more = response.chunk().await.map_err(|error| {
+                let cause = chain(&error.without_url());
+                lost(Failure::new(FailureReason::ConnectionLost, format!("the answer broke off: {cause}")))
+            })?;
+            let Some(more) = more else { break };
+            if body.len() + more.len() > self.max_body {
+                let line = format!("the answer is larger than {} bytes", self.max_body);
+                return Err(lost(Failure::new(FailureReason::AnswerTooLarge, line)));
+            }
+            body.extend_from_slice(&more);
+        }
+        span.record("http.response.body.size", body.len());
+        self.count_bytes("received", body.len());
+        Ok(body)
+    }
+
+    fn count(&self, method: Method, outcome: &'static str) {
+        self.stats.add(&REQUESTS, Attributes::new([("method", method.name()), ("outcome", outcome)]), 1.0);
+    }
+
+    fn count_bytes(&self, direction: &'static str, bytes: usize) {
+        self.stats.add(&BYTES, Attributes::new([("direction", direction)]), bytes as f64);
+    }
+}
+
+/// A request as the owner of its bytes, so that they are wiped and not only freed.
+struct ZeroizedBody(Zeroizing<String>);
+
+impl AsRef<[u8]> for ZeroizedBody {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// A cookie jar that can be emptied. A real jar, since proxies before a vCenter add cookies of their own;
+/// the quotes around a vCenter's session cookie are part of its value.
+#[derive(Debug, Default)]
+struct Cookies(RwLock<Jar>);
+
+impl Cookies {
+    fn clear(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Jar::default();
+    }
+}
+
+impl CookieStore for Cookies {
+    fn set_cookies(&self, headers: &mut dyn Iterator<Item = &HeaderValue>, url: &url::Url) {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).set_cookies(headers, url);
+    }
+
+    fn cookies(&self, url: &url::Url) -> Option<HeaderValue> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).cookies(url)
+    }
+}
+
+fn url_of(endpoint: &Endpoint) -> Result<url::Url, Failure> {
+    let host = match endpoint.host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(v6)) => format!("[{v6}]"),
+        _ => endpoint.host.to_string(),
+    };
+    let port = endpoint.port.unwrap_or(443);
+    url::Url::parse(&format!("https://{host}:{port}/sdk")).map_err(|error| {
+        Failure::new(FailureReason::Dns, format!("`{}` is no address: {error}", endpoint.host))
+    })
+}
+
+/// All the certificates of a PEM file: the roots of a vCenter come as several.
+fn roots(file: &Path) -> Result<Vec<reqwest::Certificate>, Failure> {
+    let failed = |cause: String| {
+        Failure::new(FailureReason::Tls, format!("reading vcenter.ca_file {}: {cause}", file.display()))
+    };
+    let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+    let roots = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(chain(&error)))?;
+    if roots.is_empty() { Err(failed("it holds no certificate".to_owned())) } else { Ok(roots) }
+}
+
+/// Whether status and content type are those of a SOAP answer. A fault comes with status 500.
+fn check_head(status: StatusCode, content_type: Option<&HeaderValue>) -> Result<(), Failure> {
+    match status.as_u16() {
+        200 | 500 => {}
+        502..=504 => {
+            let line = format!("HTTP {status}: the vCenter is down or starting");
+            return Err(Failure::new(FailureReason::VcenterUnavailable, line));
+        }
+        300..=399 => {
+            let line = format!("HTTP {status}: a redirect, which is not followed: is this a vCenter?");
+            return Err(Failure::new(FailureReason::ProtocolError, line));
+        }
+        _ => {
+            let line = format!("HTTP {status}: is this a vCenter?");
+            return Err(Failure::new(FailureReason::ProtocolError, line));
+        }
+    }
+    let kind = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind: String = kind.split(';').next().unwrap_or_default().trim().chars().take(40).collect();
+    let kind = kind.to_ascii_lowercase();
+    match kind.as_str() {
+        "" | "text/xml" | "application/xml" | "application/soap+xml" => Ok(()),
+        other => {
+            let line = format!("HTTP {status} with content type {other:?} instead of text/xml");
+            Err(Failure::new(FailureReason::AnswerUnreadable, line))
+        }
+    }
+}
+
+/// The reason for a request that got no response.
+fn classify(error: &reqwest::Error) -> Failure {
+    let reason = if error.is_timeout() {
+        FailureReason::ConnectTimeout
+    } else if error.is_dns() {
+        FailureReason::Dns
+    } else {
+        causes(error).find_map(by_cause).unwrap_or(if error.is_connect() {
+            FailureReason::Unreachable
+        } else {
+            FailureReason::ConnectionLost
+        })
+    };
+    Failure::new(reason, chain(error))
+}
+
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        // An I/O error that wraps another one has no source of its own, but that of what it wraps.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match wrapped {
+            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+fn by_cause(error: &(dyn std::error::Error + 'static)) -> Option<FailureReason> {
+    use std::io::ErrorKind;
+    if error.is::<rustls::Error>() {
+        return Some(FailureReason::Tls);
+    }
+    match error.downcast_ref::<std::io::Error>()?.kind() {
+        ErrorKind::ConnectionRefused => Some(FailureReason::ConnectRefused),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Some(FailureReason::Unreachable),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+            Some(FailureReason::ConnectionLost)
+        }
+        ErrorKind::TimedOut => Some(FailureReason::ConnectTimeout),
+        _ => None,
+    }
+}
