@@ -2,6 +2,10 @@
 //! the session. A new collector is one file here and one line in the list (see `host_collectors` and
 //! `vcenter_collectors`).
 
+pub mod command;
+pub mod critical_service;
+
+use crate::config::Config;
 use crate::inventory::{Host, Inventory, Vcenter};
 use crate::metric::MetricDef;
 use crate::outcome::FailureReason;
@@ -15,7 +19,8 @@ use std::time::Duration;
 pub struct Question {
     /// Names it within the collector: the service, say. `[A-Za-z0-9._-]+`.
     pub id: Arc<str>,
-    /// For busybox ash. Made by us alone; holds nothing from a peer or unchecked from a file.
+    /// For busybox ash. Made by us alone; holds nothing from a peer or unchecked from a file. One that is a
+    /// single command begins with `exec`, so that the command itself is killed at the time limit.
     pub script: String,
 }
 
@@ -80,3 +85,9 @@ pub trait VcenterCollector: Send + Sync {
 
 /// The metrics of a collector, for the catalogue.
 pub type Metrics = &'static [&'static MetricDef];
+
+/// The host collectors that `config` switches on. The one list: a new collector is one line here.
+pub fn host_collectors(config: &Config) -> Vec<Arc<dyn HostCollector>> {
+    let critical_service = config.critical_service.as_ref().map(critical_service::CriticalService::new);
+    critical_service.into_iter().map(|collector| Arc::new(collector) as _).collect()
+}
