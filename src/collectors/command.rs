@@ -37,8 +37,9 @@ pub fn new_marker() -> String {
 /// Runs one question: `q ID SCRIPT`.
 ///
 /// Left of the pipe the script runs as a job of its own, beside a `sleep`. Whoever ends first ends the
-/// other: the script's keeper writes the trailer (marker, exit status) and stops the `sleep`; if the
-/// `sleep` ends by itself the script is killed, and the trailer says so. Only processes that are not yet
+/// other: the script's keeper stops the `sleep` and writes the trailer (marker, exit status), in this
+/// order, since nobody may be reading any more; if the `sleep` ends by itself the script is killed, and
+/// the trailer says so. Only processes that are not yet
 /// waited for are signalled, so that no stranger with a reused id can be hit. The `sleep` holds none of
 /// the pipes. Right of the pipe is read up to the trailer, not to the end of the stream: what the script
 /// left behind, or can't be killed, may hold its end of the pipe for ever. `dd` returns after one read,
@@ -49,9 +50,9 @@ sleep "$t" </dev/null >/dev/null 2>&1 & z=$!
 (
 (eval "$2") </dev/null 2>&1 & p=$!
 trap 'kill -9 $p; exit' TERM
-wait $p
-printf '\n%s:%s.' "$m" "$?"
+wait $p; e=$?
 kill $z
+printf '\n%s:%s.' "$m" "$e"
 ) & k=$!
 wait $z && { kill $k; printf '\n%s:timeout.' "$m"; }
 } 2>/dev/null | {
