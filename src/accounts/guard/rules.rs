@@ -1,0 +1,296 @@
+//! The guard's rules, without locks, clocks or waiting.
+//!
+//! * A credential is **unproven** until its first success. Rejected tries and those under way together are
+//!   never more than `unproven_tries`; others wait for the verdict. Tries that got lost after the secret
+//!   was sent count for the time of `wait`, so that a network that cuts logins can't use a domain account
+//!   up either.
+//! * A proven credential **closes** when 10 of its last 20 logins were rejected. Then it is probed on the
+//!   target that last accepted it, after `wait`, and opens when accepted there.
+//! * A target is logged in to by one at a time. After a rejection or a loss the target is not tried with
+//!   that credential for `wait`, doubled with each further failure up to `max_wait`. Two rejections of one
+//!   credential shut the target for it. Another credential (new content) may be tried at once, but never
+//!   are there more than two failed tries per `wait` and target.
+
+use super::CredentialId;
+use crate::config::LockoutConfig;
+use crate::target::TargetId;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// So many of the last logins are looked at...
+const RECENT: usize = 20;
+/// ...and so many rejections among them close a credential.
+const TOO_MANY: usize = 10;
+/// So many rejections of one credential shut a target for it. ESXi hardened by its STIG locks at 3.
+const SHUT: u32 = 2;
+/// So many failed tries a target gets per `wait`, whatever the credentials.
+const TRIES: usize = 2;
+
+/// Why a login is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// Its last login failed a short time ago.
+    TargetWaits,
+    /// It rejected this credential twice.
+    TargetShut,
+    /// Never accepted anywhere, and rejected as often as is allowed.
+    Unproven,
+    /// Never accepted anywhere, and too many tries got lost a short time ago.
+    UnprovenWaits,
+    /// Accepted once, but rejected too often lately. Probed at this target only.
+    Closed(Option<TargetId>),
+    /// The verdict on other tries did not come in time.
+    VerdictPending,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::TargetWaits => f.write_str("the last login there failed"),
+            Why::TargetShut => {
+                f.write_str("this password was rejected there twice, only another one is tried")
+            }
+            Why::Unproven => f.write_str(
+                "this password was rejected elsewhere and never accepted, only another one is tried",
+            ),
+            Why::UnprovenWaits => {
+                f.write_str("other logins with this password, which never succeeded, got lost")
+            }
+            Why::Closed(None) => {
+                write!(f, "{TOO_MANY} of the last {RECENT} logins of this account were rejected")
+            }
+            Why::Closed(Some(probe)) => write!(
+                f,
+                "{TOO_MANY} of the last {RECENT} logins of this account were rejected, it is only probed at {probe}"
+            ),
+            Why::VerdictPending => f.write_str("other logins with this password are still under way"),
+        }
+    }
+}
+
+/// Whether a login may be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Yes.
+    Granted,
+    /// Not before others' verdict.
+    Pending,
+    /// No, at least until then.
+    Refused(Why, Option<Instant>),
+}
+
+/// How a try ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Accepted,
+    Rejected,
+    LostBeforeSecret,
+    LostAfterSecret,
+}
+
+/// What is remembered of all logins.
+#[derive(Debug)]
+pub(super) struct Rules {
+    config: LockoutConfig,
+    credentials: HashMap<CredentialId, Credential>,
+    targets: HashMap<TargetId, Target>,
+    /// Number of targets whose last login failed.
+    failed_targets: usize,
+}
+
+#[derive(Debug, Default)]
+struct Credential {
+    proven: bool,
+    in_flight: usize,
+    /// While unproven: rejections in all.
+    rejected: usize,
+    /// While unproven: when tries got lost after the secret was sent.
+    lost: VecDeque<Instant>,
+    /// Since it is proven: the last verdicts, `true` = rejected.
+    recent: VecDeque<bool>,
+    last_success: Option<TargetId>,
+    /// `Some`: closed, and not probed before then.
+    closed: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Target {
+    /// `Some`: a try is under way; `true` = it probes a closed credential.
+    in_flight: Option<bool>,
+    /// When tries failed, as far back as `wait`.
+    failed: VecDeque<Instant>,
+    last_failed: bool,
+    contents: HashMap<CredentialId, Content>,
+}
+
+/// What is known of a credential on a target.
+#[derive(Debug)]
+struct Content {
+    rejections: u32,
+    failures: u32,
+    not_before: Instant,
+}
+
+impl Rules {
+    pub(super) fn new(config: LockoutConfig) -> Self {
+        Self { config, credentials: HashMap::new(), targets: HashMap::new(), failed_targets: 0 }
+    }
+
+    /// Number of closed credentials, and of targets whose last login failed.
+    pub(super) fn closed(&self) -> (usize, usize) {
+        let tries = self.unproven_tries();
+        let closed = |c: &&Credential| c.closed.is_some() || (!c.proven && c.rejected >= tries);
+        (self.credentials.values().filter(closed).count(), self.failed_targets)
+    }
+
+    fn unproven_tries(&self) -> usize {
+        self.config.unproven_tries.max(1) as usize
+    }
+
+    /// Whether a login may be tried now.
+    pub(super) fn ask(&self, target: &TargetId, credential: CredentialId, now: Instant) -> Decision {
+        if let Some(known) = self.targets.get(target) {
+            match self.ask_target(known, credential, now) {
+                Decision::Granted => {}
+                other => return other,
+            }
+        }
+        match self.credentials.get(&credential) {
+            Some(known) if known.proven => self.ask_proven(known, target, now),
+            Some(known) => self.ask_unproven(known, now),
+            None => Decision::Granted,
+        }
+    }
+
+    fn ask_target(&self, target: &Target, credential: CredentialId, now: Instant) -> Decision {
+        if let Some(content) = target.contents.get(&credential) {
+            if content.rejections >= SHUT {
+                return Decision::Refused(Why::TargetShut, None);
+            }
+            if now < content.not_before {
+                return Decision::Refused(Why::TargetWaits, Some(content.not_before));
+            }
+        }
+        let mut recent =
+            target.failed.iter().rev().map(|at| *at + self.config.wait).filter(|until| now < *until);
+        if let Some(until) = recent.nth(TRIES - 1) {
+            return Decision::Refused(Why::TargetWaits, Some(until));
+        }
+        if target.in_flight.is_some() { Decision::Pending } else { Decision::Granted }
+    }
+
+    fn ask_proven(&self, credential: &Credential, target: &TargetId, now: Instant) -> Decision {
+        match credential.closed {
+            Some(probe) if credential.last_success.as_ref() != Some(target) || now < probe => {
+                Decision::Refused(Why::Closed(credential.last_success.clone()), Some(probe.max(now)))
+            }
+            _ => Decision::Granted,
+        }
+    }
+
+    fn ask_unproven(&self, credential: &Credential, now: Instant) -> Decision {
+        let tries = self.unproven_tries();
+        let lost: Vec<_> =
+            credential.lost.iter().map(|at| *at + self.config.wait).filter(|u| now < *u).collect();
+        if credential.rejected >= tries {
+            Decision::Refused(Why::Unproven, None)
+        } else if credential.rejected + credential.in_flight + lost.len() < tries {
+            Decision::Granted
+        } else if credential.in_flight > 0 {
+            Decision::Pending
+        } else {
+            Decision::Refused(Why::UnprovenWaits, lost.first().copied())
+        }
+    }
+
+    /// Asks, and if granted counts the try as under way until [`Rules::conclude`].
+    pub(super) fn grant(&mut self, target: &TargetId, credential: CredentialId, now: Instant) -> Decision {
+        let decision = self.ask(target, credential, now);
+        if decision == Decision::Granted {
+            let known = self.credentials.entry(credential).or_default();
+            known.in_flight += 1;
+            let probe = known.closed.is_some();
+            self.targets.entry(target.clone()).or_default().in_flight = Some(probe);
+        }
+        decision
+    }
+
+    /// Takes the verdict on a try that was granted.
+    pub(super) fn conclude(&mut self, target: &TargetId, id: CredentialId, outcome: Outcome, now: Instant) {
+        let wait = self.config.wait;
+        let at = self.targets.entry(target.clone()).or_default();
+        let probe = at.in_flight.take().unwrap_or_default();
+        let before = at.last_failed;
+        let credential = self.credentials.entry(id).or_default();
+        credential.in_flight = credential.in_flight.saturating_sub(1);
+        match outcome {
+            Outcome::LostBeforeSecret => {}
+            Outcome::Accepted => {
+                credential.accepted(target, probe);
+                at.contents.remove(&id);
+                at.failed.clear();
+                at.last_failed = false;
+            }
+            Outcome::Rejected | Outcome::LostAfterSecret => {
+                let rejected = outcome == Outcome::Rejected;
+                if rejected {
+                    credential.rejected(now + wait);
+                } else if !credential.proven {
+                    credential.lost.retain(|lost| now < *lost + wait);
+                    credential.lost.push_back(now);
+                }
+                let new = || Content { rejections: 0, failures: 0, not_before: now };
+                let content = at.contents.entry(id).or_insert_with(new);
+                content.failures = content.failures.saturating_add(1);
+                content.rejections += u32::from(rejected);
+                content.not_before = now + backoff(&self.config, content.failures);
+                at.failed.retain(|failed| now < *failed + wait);
+                at.failed.push_back(now);
+                at.last_failed = true;
+            }
+        }
+        self.failed_targets =
+            (self.failed_targets + usize::from(at.last_failed)).saturating_sub(before.into());
+        if at.contents.is_empty() && at.failed.is_empty() {
+            self.targets.remove(target);
+        }
+    }
+}
+
+impl Credential {
+    fn accepted(&mut self, target: &TargetId, probe: bool) {
+        self.proven = true;
+        self.last_success = Some(target.clone());
+        if probe {
+            self.closed = None;
+            self.recent.clear();
+        }
+        self.note(false);
+    }
+
+    fn rejected(&mut self, probe_at: Instant) {
+        if !self.proven {
+            self.rejected += 1;
+            return;
+        }
+        self.note(true);
+        if self.recent.iter().filter(|rejected| **rejected).count() >= TOO_MANY && self.closed.is_none() {
+            self.closed = Some(probe_at);
+        }
+    }
+
+    fn note(&mut self, rejected: bool) {
+        self.recent.push_back(rejected);
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+    }
+}
+
+/// The pause after that many failures in a row.
+fn backoff(config: &LockoutConfig, failures: u32) -> Duration {
+    let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+    config.wait.saturating_mul(factor).min(config.max_wait.max(config.wait))
+}
