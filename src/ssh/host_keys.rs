@@ -4,7 +4,7 @@
 //! every login would cost more than the login. Plain, hashed and wildcard names, `[host]:port` and
 //! `@revoked` are understood; `@cert-authority` is passed over, as certificates are never asked for.
 
-use crate::config::HostKeyPolicy;
+use crate::config::{HostKeyPolicy, SshConfig};
 use crate::outcome::{Failure, FailureReason, chain};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use russh::keys::ssh_key::known_hosts::{Entry, HostPatterns, Marker};
@@ -56,7 +56,19 @@ impl From<&fs::Metadata> for Stamp {
 }
 
 impl HostKeys {
-    /// Of the file at `path`, which need not exist yet.
+    /// Reads the file of `config`, which need not exist yet.
+    ///
+    /// # Errors
+    /// When it is there but can't be read.
+    pub fn load(config: &SshConfig) -> Result<Self, Failure> {
+        let keys = Self::new(config.known_hosts.clone(), config.host_key_policy);
+        if keys.policy != HostKeyPolicy::Insecure {
+            drop(keys.current()?);
+        }
+        Ok(keys)
+    }
+
+    /// Of the file at `path`, read when first needed.
     pub fn new(path: PathBuf, policy: HostKeyPolicy) -> Self {
         Self { path, policy, table: Mutex::default() }
     }

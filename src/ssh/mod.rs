@@ -9,4 +9,4 @@ mod session;
 mod stream;
 
 pub use host_keys::HostKeys;
-//SESSION
+pub use session::{Connector, End, Limits, METRICS, Session, Transcript};
