@@ -142,6 +142,11 @@ impl Reader {
         self.slots.iter().all(|slot| slot.answer.is_some())
     }
 
+    /// How many questions have been answered so far, each in its frame.
+    pub fn answered(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.answer.is_some()).count()
+    }
+
     fn slot(&self, id: &str) -> Option<usize> {
         self.slots.iter().position(|slot| &*slot.id == id)
     }

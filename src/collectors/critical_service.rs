@@ -181,6 +181,10 @@ impl HostCollector for CriticalService {
         self.config.stale_after
     }
 
+    fn subject(&self) -> &'static str {
+        "service"
+    }
+
     fn questions(&self) -> &[Question] {
         &self.questions
     }

@@ -62,6 +62,11 @@ pub trait HostCollector: Send + Sync {
     fn interval(&self) -> Duration;
     /// Age at which its readings are no longer reported.
     fn stale_after(&self) -> Duration;
+    /// What a question is about, in one word: the span of a question is named `<subject> <id>` and has
+    /// the attribute `esxi.<subject>`.
+    fn subject(&self) -> &'static str {
+        "question"
+    }
     /// What to ask. All due collectors' questions go to the host in one command.
     fn questions(&self) -> &[Question];
     /// Reads the answer to one of its questions.

@@ -1,1 +1,4 @@
 //! poller
+
+pub mod pool;
+pub mod visit;
