@@ -2,6 +2,8 @@
 //! the session. A new collector is one file here and one line in the list (see `host_collectors` and
 //! `vcenter_collectors`).
 
+pub mod command;
+pub mod critical_service;
 pub mod overall_state;
 
 use crate::config::Config;
@@ -18,7 +20,8 @@ use std::time::Duration;
 pub struct Question {
     /// Names it within the collector: the service, say. `[A-Za-z0-9._-]+`.
     pub id: Arc<str>,
-    /// For busybox ash. Made by us alone; holds nothing from a peer or unchecked from a file.
+    /// For busybox ash. Made by us alone; holds nothing from a peer or unchecked from a file. One that is a
+    /// single command begins with `exec`, so that the command itself is killed at the time limit.
     pub script: String,
 }
 
@@ -60,6 +63,11 @@ pub trait HostCollector: Send + Sync {
     fn interval(&self) -> Duration;
     /// Age at which its readings are no longer reported.
     fn stale_after(&self) -> Duration;
+    /// What a question is about, in one word: the span of a question is named `<subject> <id>` and has
+    /// the attribute `esxi.<subject>`.
+    fn subject(&self) -> &'static str {
+        "question"
+    }
     /// What to ask. All due collectors' questions go to the host in one command.
     fn questions(&self) -> &[Question];
     /// Reads the answer to one of its questions.
@@ -84,11 +92,14 @@ pub trait VcenterCollector: Send + Sync {
 /// The metrics of a collector, for the catalogue.
 pub type Metrics = &'static [&'static MetricDef];
 
-/// The collectors that read from vCenters, as far as they are switched on.
+/// The collectors that ask hosts, as far as they are switched on. A new collector is one line here.
+pub fn host_collectors(config: &Config) -> Vec<Arc<dyn HostCollector>> {
+    let critical_service = config.critical_service.as_ref().map(critical_service::CriticalService::new);
+    critical_service.into_iter().map(|collector| Arc::new(collector) as _).collect()
+}
+
+/// The collectors that read from vCenters, as far as they are switched on. A new one is one line here.
 pub fn vcenter_collectors(config: &Config) -> Vec<Arc<dyn VcenterCollector>> {
-    let mut collectors: Vec<Arc<dyn VcenterCollector>> = Vec::new();
-    if let Some(config) = &config.overall_state {
-        collectors.push(Arc::new(overall_state::OverallState::new(config)));
-    }
-    collectors
+    let overall_state = config.overall_state.as_ref().map(overall_state::OverallState::new);
+    overall_state.into_iter().map(|collector| Arc::new(collector) as _).collect()
 }

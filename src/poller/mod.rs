@@ -1,3 +1,5 @@
 //! poller
 
 pub mod poll;
+pub mod pool;
+pub mod visit;

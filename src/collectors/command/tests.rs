@@ -1,0 +1,294 @@
+use super::*;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// A folder of stand-ins for init scripts.
+struct InitD(tempfile::TempDir);
+
+impl InitD {
+    fn new(scripts: &[(&str, &str)]) -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        for (name, text) in scripts {
+            folder.write(name, text, 0o755);
+        }
+        folder
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        let path = self.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn questions(&self, services: &[&str]) -> Vec<Question> {
+        let script =
+            |service: &str| format!("exec {} status", quote(&self.path().join(service).to_string_lossy()));
+        services.iter().map(|&s| Question { id: s.into(), script: script(s) }).collect()
+    }
+}
+
+/// The shells at hand: the system's, and ESXi's where it is installed.
+fn shells() -> Vec<Vec<PathBuf>> {
+    let mut shells = vec![vec![PathBuf::from("/bin/sh")]];
+    if let Some(busybox) =
+        ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|p| p.exists())
+    {
+        shells.push(vec![busybox, "ash".into()]);
+    }
+    shells
+}
+
+/// Runs `command` as sshd would. Returns its output, once the shell has ended.
+fn run(shell: &[PathBuf], command: &str, before: &str) -> String {
+    let mut child = Command::new(&shell[0])
+        .args(&shell[1..])
+        .arg("-c")
+        .arg(format!("{before}{command}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = Vec::new();
+    std::io::Read::read_to_end(child.stdout.as_mut().unwrap(), &mut out).unwrap();
+    child.wait().unwrap();
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn ask(shell: &[PathBuf], questions: &[Question], limit: Duration) -> Vec<Answer> {
+    let marker = new_marker();
+    read(questions, &marker, &run(shell, &compose(questions, &marker, limit), ""), Ending::Complete)
+}
+
+fn read(questions: &[Question], marker: &str, output: &str, ending: Ending) -> Vec<Answer> {
+    let mut reader = Reader::new(questions, marker);
+    output.lines().any(|line| reader.line(Duration::ZERO, line));
+    reader.finish(ending, Duration::ZERO)
+}
+
+fn reply(answer: &Answer) -> (String, i32) {
+    let reply = answer.result.as_ref().unwrap_or_else(|reason| panic!("{}: {reason}", answer.question));
+    (reply.lines.join("|"), reply.exit)
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn every_question_gets_its_own_answer_and_exit_status() {
+    let init = InitD::new(&[
+        ("hostd", "echo hostd is running."),
+        ("vpxa", "echo vpxa is not running; exit 3"),
+        ("both", "echo out; echo err >&2; cat"),
+        ("mute", "exit 0"),
+        ("open-end", "printf 'no end of line'"),
+        ("quotes", r#"printf '%s\n' "it's \$HOME %s \\n $1""#),
+    ]);
+    for shell in shells() {
+        let services = ["hostd", "vpxa", "both", "mute", "open-end", "quotes"];
+        let answers = ask(&shell, &init.questions(&services), LONG);
+        let replies: Vec<_> = answers.iter().map(reply).collect();
+        assert_eq!(replies[0], ("hostd is running.".into(), 0), "{shell:?}");
+        assert_eq!(replies[1], ("vpxa is not running".into(), 3));
+        assert_eq!(
+            replies[2],
+            ("out|err".into(), 0),
+            "standard error belongs to it, standard input is empty"
+        );
+        assert_eq!(replies[3], (String::new(), 0));
+        assert_eq!(replies[4], ("no end of line".into(), 0));
+        assert_eq!(replies[5], ("it's $HOME %s \\n status".into(), 0));
+    }
+}
+
+#[test]
+fn a_script_that_is_missing_or_not_executable_says_so_by_its_exit_status() {
+    let init = InitD::new(&[]);
+    init.write("locked", "echo never", 0o644);
+    for shell in shells() {
+        let answers = ask(&shell, &init.questions(&["gone", "locked"]), LONG);
+        assert_eq!(reply(&answers[0]).1, 127);
+        assert!(reply(&answers[0]).0.contains("not found"));
+        assert_eq!(reply(&answers[1]).1, 126);
+        assert!(reply(&answers[1]).0.contains("Permission denied"));
+    }
+}
+
+#[test]
+fn a_hung_script_costs_its_own_answer_only_and_nothing_is_left_behind() {
+    let tag = new_marker();
+    let init = InitD::new(&[
+        ("hung", &format!("exec sh -c 'while :; do sleep 1; done' {tag}")),
+        ("deaf", "trap '' HUP INT TERM; echo checking; while :; do sleep 1; done"),
+        ("well", "sleep 0.1; echo well is running"),
+    ]);
+    for shell in shells() {
+        let start = Instant::now();
+        let answers = ask(&shell, &init.questions(&["hung", "deaf", "well"]), Duration::from_secs(1));
+        assert_eq!(answers[0].result, Err(FailureReason::CommandTimeout), "{shell:?}");
+        assert_eq!(answers[1].result, Err(FailureReason::CommandTimeout));
+        assert_eq!(reply(&answers[2]).0, "well is running");
+        assert!(start.elapsed() < Duration::from_secs(15), "the shell itself has ended");
+        assert!(!runs(&tag), "the script was killed");
+    }
+}
+
+/// Whether a process has `word` in its arguments. A zombie has no arguments.
+fn runs(word: &str) -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        fs::read(process.path().join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(word))
+    })
+}
+
+#[test]
+fn no_watchdog_outlives_the_scripts() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    for shell in shells() {
+        // A limit that nobody else uses as the argument of a `sleep`.
+        let limit = 70_000 + std::process::id();
+        ask(&shell, &init.questions(&["hostd", "hostd2"]), Duration::from_secs(limit.into()));
+        let gone = (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            !runs(&limit.to_string())
+        });
+        assert!(gone, "{shell:?}: a sleep of {limit} s is still there");
+    }
+}
+
+#[test]
+fn a_child_that_keeps_the_output_open_keeps_nobody_waiting() {
+    let init =
+        InitD::new(&[("forker", "sleep 30 & echo forker is running"), ("hung", "sleep 30 & sleep 30")]);
+    for shell in shells() {
+        let start = Instant::now();
+        let answers = ask(&shell, &init.questions(&["forker", "hung"]), Duration::from_secs(1));
+        assert_eq!(reply(&answers[0]).0, "forker is running", "{shell:?}");
+        assert_eq!(answers[1].result, Err(FailureReason::CommandTimeout));
+        assert!(start.elapsed() < Duration::from_secs(15));
+    }
+}
+
+#[test]
+fn an_endless_answer_is_cut_on_the_host() {
+    let init = InitD::new(&[
+        ("lines", "while :; do echo more and more; done"),
+        ("block", "head -c 5000000 /dev/zero | tr '\\0' x"),
+        ("well", "echo well is running"),
+    ]);
+    for shell in shells() {
+        let questions = init.questions(&["lines", "block", "well"]);
+        let marker = new_marker();
+        let output = run(&shell, &compose(&questions, &marker, LONG), "");
+        assert!(output.len() < max_output(3), "{shell:?}: {}", output.len());
+        let answers = read(&questions, &marker, &output, Ending::Complete);
+        assert_eq!(answers[0].result, Err(FailureReason::AnswerTooLarge));
+        assert_eq!(answers[1].result, Err(FailureReason::AnswerTooLarge));
+        assert_eq!(reply(&answers[2]).0, "well is running");
+    }
+}
+
+#[test]
+fn answers_are_never_mixed_however_many_come_at_once() {
+    let line = "x".repeat(60);
+    let text =
+        format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo $0 {line}; done");
+    let names: Vec<String> = (0..24).map(|i| format!("s{i}")).collect();
+    let init = InitD::new(&names.iter().map(|n| (n.as_str(), text.as_str())).collect::<Vec<_>>());
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for shell in shells() {
+        for answer in ask(&shell, &init.questions(&names), LONG) {
+            let reply = answer.result.unwrap_or_else(|reason| panic!("{}: {reason}", answer.question));
+            assert_eq!(reply.lines.len(), 20);
+            assert!(reply.lines.iter().all(|l| l.ends_with(&format!("/{} {line}", answer.question))));
+        }
+    }
+}
+
+#[test]
+fn noise_around_the_answers_is_nobodys_answer() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let questions = init.questions(&["hostd"]);
+    let marker = new_marker();
+    for shell in shells() {
+        let output =
+            run(&shell, &compose(&questions, &marker, LONG), "echo vpxa is running; printf 'Welcome> ';");
+        let answers = read(&questions, &marker, &output, Ending::Complete);
+        assert_eq!(reply(&answers[0]).0, "hostd is running.");
+    }
+}
+
+#[test]
+fn no_binary_garbage_stops_the_other_answers() {
+    let init = InitD::new(&[("bin", r"printf '\001\377\000\200%s'"), ("well", "echo well")]);
+    for shell in shells() {
+        let answers = ask(&shell, &init.questions(&["bin", "well"]), LONG);
+        assert_eq!(reply(&answers[1]).0, "well");
+        assert_eq!(answers[0].result.as_ref().map(|reply| reply.exit), Ok(0), "{shell:?}");
+    }
+}
+
+fn two() -> [Question; 2] {
+    ["a", "b"].map(|id| Question { id: id.into(), script: String::new() })
+}
+
+#[test]
+fn frames_with_another_marker_or_an_unknown_name_count_for_nothing() {
+    let output = "bad<a\nforged\nbad>a 0\nM<c\nx\nM>c 0\nM<a\nreal\nbad>a 1\nM>b 1\n";
+    let answers = read(&two(), "M", output, Ending::Complete);
+    assert_eq!(answers[0].result, Err(FailureReason::AnswerUnreadable), "its end names another question");
+    let answers = read(&two(), "M", "M<a\nreal\nbad>a 1\nM>a 0\nM<a\nlater\nM>a 0\n", Ending::Complete);
+    assert_eq!(reply(&answers[0]), ("real|bad>a 1".into(), 0), "the first whole answer counts");
+}
+
+#[test]
+fn what_did_not_come_is_a_failure_by_the_way_the_output_ended() {
+    let cut = "M<a\nall of it\nM>a 0\n\nM<b\nhalf of";
+    for (ending, reason) in [
+        (Ending::TimedOut, FailureReason::CommandTimeout),
+        (Ending::TooLarge, FailureReason::AnswerTooLarge),
+        (Ending::Complete, FailureReason::AnswerUnreadable),
+        (Ending::Lost, FailureReason::AnswerUnreadable),
+    ] {
+        let answers = read(&two(), "M", cut, ending);
+        assert_eq!(reply(&answers[0]).0, "all of it");
+        assert_eq!(answers[1].result, Err(reason));
+    }
+}
+
+#[test]
+fn the_reader_is_done_at_the_last_answer() {
+    let mut reader = Reader::new(&two(), "M");
+    let lines = ["M<b", "M>b 1", "M<a", "M>a lost"];
+    let done: Vec<bool> = lines.iter().map(|line| reader.line(Duration::from_secs(1), line)).collect();
+    assert_eq!(done, [false, false, false, true]);
+    let answers = reader.finish(Ending::Complete, Duration::from_secs(9));
+    assert_eq!(answers[0].result, Err(FailureReason::AnswerUnreadable));
+    assert_eq!(answers[1].elapsed, Duration::from_secs(1));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_output_whatsoever_can_make_the_reader_fail(
+        lines in proptest::collection::vec("(M[<>]?)?[ab]? ?(0|timeout|large|-?[0-9]{0,12}|.{0,9})", 0..40)
+    ) {
+        let mut reader = Reader::new(&two(), "M");
+        for line in &lines {
+            reader.line(Duration::ZERO, line);
+        }
+        assert_eq!(reader.finish(Ending::Complete, Duration::ZERO).len(), 2);
+    }
+
+    #[test]
+    fn quoting_survives_the_shell(text in "[ -~\n]{0,40}") {
+        let mut child = Command::new("/bin/sh").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        write!(child.stdin.take().unwrap(), "printf %s {}", quote(&text)).unwrap();
+        assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), text);
+    }
+}

@@ -1,0 +1,426 @@
+//! Sessions: connect once, then one command at a time.
+
+use super::authenticate::authenticate;
+use super::client::{self, Client, Told};
+use super::host_keys::HostKeys;
+use super::stream::OwnedStream;
+use super::{algorithms, dial};
+use crate::accounts::guard::Guard;
+use crate::accounts::{Login, LoginSecret};
+use crate::config::SshConfig;
+use crate::inventory::Host;
+use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
+use crate::outcome::{Failure, FailureReason};
+use crate::span;
+use crate::stats::Stats;
+use russh::client::{Handle, Msg};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, Disconnect};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{Instrument as _, Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+/// How long a host may take to open a channel. Also what tells a silent peer from a living one.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a channel's or session's polite end may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+static SESSIONS: MetricDef = MetricDef {
+    name: "esxi.agent.ssh.sessions",
+    kind: Kind::Gauge,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "Open SSH sessions.",
+    attributes: &[],
+};
+
+/// This room's metrics.
+pub static METRICS: &[&MetricDef] = &[&SESSIONS];
+
+/// Opens sessions.
+pub struct Connector {
+    config: SshConfig,
+    host_keys: Arc<HostKeys>,
+    guard: Arc<Guard>,
+    open: Arc<OpenSessions>,
+}
+
+/// Counts the open sessions.
+struct OpenSessions {
+    count: Mutex<f64>,
+    stats: Arc<Stats>,
+}
+
+impl OpenSessions {
+    fn change(&self, by: f64) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count += by;
+        self.stats.set(&SESSIONS, Attributes::new::<&str, &str>([]), *count);
+    }
+}
+
+struct Counted(Arc<OpenSessions>);
+
+impl Counted {
+    fn new(open: &Arc<OpenSessions>) -> Self {
+        open.change(1.0);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.change(-1.0);
+    }
+}
+
+impl Connector {
+    /// With the known host keys, and the guard that all logins ask.
+    pub fn new(config: SshConfig, host_keys: Arc<HostKeys>, guard: Arc<Guard>, stats: Arc<Stats>) -> Self {
+        let open = Arc::new(OpenSessions { count: Mutex::new(0.0), stats });
+        open.change(0.0);
+        Self { config, host_keys, guard, open }
+    }
+
+    /// The limits and choices that it was given.
+    pub fn config(&self) -> &SshConfig {
+        &self.config
+    }
+
+    /// Opens a session: look up, connect, exchange keys, log in. Each step is a span and has its limit.
+    /// Dropping the future leaves no task and no socket behind; a login under way then counts as lost.
+    ///
+    /// # Errors
+    /// A reason for every step: `auth_guarded` before anything is sent; `dns`, `unreachable`,
+    /// `connect_refused`, `connect_timeout`; `protocol_error`, `no_common_algorithm`, `host_key_*`,
+    /// `login_timeout`, `auth_failed`; `connection_lost` at any time.
+    pub async fn connect(&self, host: &Host, login: &Login) -> Result<Session, Failure> {
+        let target = host.id();
+        if let LoginSecret::Password(_) = login.secret {
+            self.guard.check(&target, login.credential)?;
+        }
+        let name = &host.endpoint.host;
+        let port = host.endpoint.port.unwrap_or(self.config.port);
+
+        let span = info_span!(
+            "ssh.dial", otel.kind = "client", "server.address" = %name, "server.port" = port,
+            "network.protocol.name" = "ssh", "network.transport" = "tcp"
+        );
+        let (stream, peer) = traced(&span, async {
+            let stream = dial::dial(name, port, self.config.connect_timeout).await?;
+            let peer = stream.peer_addr().map_err(|error| {
+                Failure::new(FailureReason::ConnectionLost, format!("connection to {name}: {error}"))
+            })?;
+            Span::current().set_attribute("network.peer.address", peer.ip().to_string());
+            Ok((stream, peer))
+        })
+        .await?;
+        drop(span);
+
+        let started = Instant::now();
+        let span = step_span("ssh.kex", host, peer);
+        let token = CancellationToken::new();
+        let owned = token.clone().drop_guard();
+        let told = Arc::new(Told::default());
+        let stream = OwnedStream::new(stream, token);
+        let mut handle = traced(&span, self.exchange_keys((name, port), stream, &told))
+            .await
+            .map_err(|failure| failure.during(format_args!("key exchange with {target}")))?;
+        drop(span);
+
+        let span = step_span("ssh.authenticate", host, peer);
+        let limit = self.config.login_timeout.saturating_sub(started.elapsed());
+        traced(&span, authenticate(&mut handle, &told, (&target, login), &self.guard, limit)).await?;
+        let peer = (host.clone(), peer);
+        Ok(Session { handle, told, peer, broken: false, _owned: owned, _counted: Counted::new(&self.open) })
+    }
+
+    async fn exchange_keys(
+        &self,
+        (name, port): (&Arc<str>, u16),
+        stream: OwnedStream,
+        told: &Arc<Told>,
+    ) -> Result<Handle<Client>, Failure> {
+        let limit = self.config.login_timeout;
+        let known = self.host_keys.algorithms(name, port).await?;
+        let config = algorithms::config(&known);
+        let host_keys = Arc::clone(&self.host_keys);
+        let client = Client { host: Arc::clone(name), port, host_keys, told: Arc::clone(told) };
+        let handle = match timeout(limit, russh::client::connect_stream(config, stream, client)).await {
+            Ok(handle) => handle.map_err(Failure::from)?,
+            Err(_) => {
+                return Err(Failure::new(FailureReason::LoginTimeout, format!("no end within {limit:?}")));
+            }
+        };
+        if let Some(agreed) = told.agreed.get() {
+            let span = Span::current();
+            span.set_attribute("ssh.kex", agreed.kex.clone());
+            span.set_attribute("ssh.host_key", agreed.host_key.clone());
+            span.set_attribute("ssh.cipher", agreed.cipher.clone());
+        }
+        Ok(handle)
+    }
+}
+
+/// The span of a step on an established connection.
+fn step_span(step: &'static str, host: &Host, peer: SocketAddr) -> Span {
+    info_span!(
+        "ssh", otel.name = step, otel.kind = "client", "server.address" = %host.endpoint.host,
+        "server.port" = peer.port(), "network.peer.address" = %peer.ip(), "network.protocol.name" = "ssh"
+    )
+}
+
+/// Runs `work` within `span`, and marks the span when it failed.
+async fn traced<T>(span: &Span, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let result = work.instrument(span.clone()).await;
+    if let Err(failure) = &result {
+        span::fail(span, failure);
+    }
+    result
+}
+
+/// Limits of one command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From the start to the last byte of interest.
+    pub timeout: Duration,
+    /// Of everything that the host prints.
+    pub max_bytes: usize,
+}
+
+/// Why reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The command ended, or the caller had seen enough.
+    Complete,
+    /// The time limit.
+    TimedOut,
+    /// The limit of bytes.
+    TooLarge,
+    /// The connection ended.
+    Lost,
+}
+
+/// What a command printed, also when it did not end well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transcript {
+    /// Lines of its standard output and when they came, counted from the start of the command. Invalid
+    /// UTF-8 is replaced, the end of line cut off.
+    pub lines: Vec<(Duration, String)>,
+    /// Its exit status, if the host told it.
+    pub exit: Option<u32>,
+    /// Why there are no more lines.
+    pub end: End,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// A session that is logged in. Dropping it ends it at once; [`Session::close`] says good-bye.
+pub struct Session {
+    handle: Handle<Client>,
+    told: Arc<Told>,
+    peer: (Host, SocketAddr),
+    /// A command is under way or did not end well: the host may not have freed its channel.
+    broken: bool,
+    _owned: DropGuard,
+    _counted: Counted,
+}
+
+impl Session {
+    /// Whether it can't be used any more: the connection has ended, or a command did not end well or was
+    /// cancelled. A silent peer is found out by the next command only.
+    pub fn is_closed(&self) -> bool {
+        self.broken || self.handle.is_closed()
+    }
+
+    /// Runs `command` and reads its standard output until it ends or `until` has seen its last line of
+    /// interest. Not until the stream ends: a process that the command left behind may hold it for ever.
+    ///
+    /// # Errors
+    /// When the command could not be started: `session_limit`, `command_failed`, `connection_lost`.
+    /// Otherwise there is a transcript, and [`Transcript::end`] says how far it goes.
+    pub async fn exec(
+        &mut self,
+        command: &str,
+        limits: Limits,
+        until: impl FnMut(Duration, &str) -> bool + Send,
+    ) -> Result<Transcript, Failure> {
+        let span = step_span("ssh.exec", &self.peer.0, self.peer.1);
+        self.broken = true;
+        let result = traced(&span, self.run(command, limits, until)).await;
+        if let Ok(transcript) = &result {
+            self.broken = transcript.end != End::Complete;
+            if let Some(failure) = transcript.failure() {
+                span::fail(&span, &failure);
+            }
+        }
+        result
+    }
+
+    async fn run(
+        &self,
+        command: &str,
+        limits: Limits,
+        mut until: impl FnMut(Duration, &str) -> bool + Send,
+    ) -> Result<Transcript, Failure> {
+        let start = Instant::now();
+        let mut channel = self.open_channel().await?;
+        let lost =
+            |_| Failure::new(FailureReason::ConnectionLost, format!("start command: {}", self.told.end()));
+        channel.exec(true, command).await.map_err(lost)?;
+
+        let mut lines = Lines::new(start, limits.max_bytes);
+        let mut exit = None;
+        let end = loop {
+            let Ok(message) = timeout_at(start + limits.timeout, channel.wait()).await else {
+                break End::TimedOut;
+            };
+            match message {
+                Some(ChannelMsg::Data { data }) if lines.take(&data, &mut until) => break End::Complete,
+                Some(ChannelMsg::ExtendedData { data, .. }) => lines.count(data.len()),
+                Some(ChannelMsg::ExitStatus { exit_status }) => exit = Some(exit_status),
+                Some(ChannelMsg::Failure) => {
+                    close(&channel).await;
+                    return Err(Failure::new(
+                        FailureReason::CommandFailed,
+                        "the host refused to run the command",
+                    ));
+                }
+                Some(ChannelMsg::Close) => break End::Complete,
+                None if self.handle.is_closed() => break End::Lost,
+                None => break End::Complete,
+                _ => {}
+            }
+            if lines.too_many() {
+                break End::TooLarge;
+            }
+        };
+        lines.finish(&mut until);
+        let elapsed = start.elapsed();
+        if end != End::Lost {
+            wait_for_close(&mut channel, &mut exit, end).await;
+        }
+        Ok(Transcript { lines: lines.lines, exit, end, elapsed })
+    }
+
+    async fn open_channel(&self) -> Result<Channel<Msg>, Failure> {
+        let lost = |why: &str| Failure::new(FailureReason::ConnectionLost, format!("open channel: {why}"));
+        match timeout(OPEN_LIMIT, self.handle.channel_open_session()).await {
+            Ok(Ok(channel)) => Ok(channel),
+            // OpenSSH answers like this beyond its MaxSessions.
+            Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+                let reason = match why {
+                    ChannelOpenFailure::UnknownChannelType => FailureReason::CommandFailed,
+                    _ => FailureReason::SessionLimit,
+                };
+                Err(Failure::new(reason, format!("open channel: refused ({why:?})")))
+            }
+            Ok(Err(russh::Error::SendError | russh::Error::RecvError | russh::Error::Disconnect)) => {
+                Err(lost(&self.told.end()))
+            }
+            Ok(Err(error)) => Err(client::failure(&error).during("open channel")),
+            Err(_) => Err(lost("the host is silent")),
+        }
+    }
+
+    /// Says good-bye and waits for the end, for a second at most.
+    pub async fn close(mut self) {
+        let _ = timeout(CLOSE_LIMIT, async {
+            self.handle.disconnect(Disconnect::ByApplication, "", "").await?;
+            (&mut self.handle).await.map_err(|_| russh::Error::Disconnect)
+        })
+        .await;
+    }
+}
+
+/// Waits for the exit status and the end of a channel of which everything of interest has been read, and
+/// sends our end of it. A dropped channel would keep one of the session's few slots on the host.
+async fn wait_for_close(channel: &mut Channel<Msg>, exit: &mut Option<u32>, end: End) {
+    let ended = async {
+        while let Some(message) = channel.wait().await {
+            match message {
+                ChannelMsg::ExitStatus { exit_status } => *exit = Some(exit_status),
+                ChannelMsg::Close => break,
+                _ => {}
+            }
+        }
+    };
+    let patience = if end == End::Complete { CLOSE_LIMIT / 2 } else { Duration::ZERO };
+    if timeout(patience, ended).await.is_err() {
+        close(channel).await;
+    }
+}
+
+async fn close(channel: &Channel<Msg>) {
+    let _ = timeout(CLOSE_LIMIT, channel.close()).await;
+}
+
+impl Transcript {
+    /// Why it is not whole, if so.
+    pub fn failure(&self) -> Option<Failure> {
+        let (reason, message) = match self.end {
+            End::Complete => return None,
+            End::TimedOut => {
+                (FailureReason::CommandTimeout, format!("command: no end within {:.1?}", self.elapsed))
+            }
+            End::TooLarge => (FailureReason::AnswerTooLarge, "command: more output than is read".to_owned()),
+            End::Lost => (FailureReason::ConnectionLost, "command: the connection ended".to_owned()),
+        };
+        Some(Failure::new(reason, message))
+    }
+}
+
+/// Cuts the output into lines.
+struct Lines {
+    start: Instant,
+    lines: Vec<(Duration, String)>,
+    rest: Vec<u8>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+impl Lines {
+    fn new(start: Instant, max_bytes: usize) -> Self {
+        Self { start, lines: Vec::new(), rest: Vec::new(), bytes: 0, max_bytes }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    fn too_many(&self) -> bool {
+        self.bytes > self.max_bytes
+    }
+
+    /// Takes bytes as they came, cut anywhere. Returns whether `until` was satisfied.
+    fn take(&mut self, data: &[u8], until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
+        let room = self.max_bytes.saturating_sub(self.bytes).min(data.len());
+        self.count(data.len());
+        let mut parts = data.get(..room).unwrap_or_default().split(|byte| *byte == b'\n').peekable();
+        while let Some(part) = parts.next() {
+            self.rest.extend_from_slice(part);
+            if parts.peek().is_some() && self.end_line(until) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn finish(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) {
+        if !self.rest.is_empty() {
+            self.end_line(until);
+        }
+    }
+
+    fn end_line(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
+        let rest = std::mem::take(&mut self.rest);
+        let line = String::from_utf8_lossy(rest.strip_suffix(b"\r").unwrap_or(&rest)).into_owned();
+        let elapsed = self.start.elapsed();
+        let enough = until(elapsed, &line);
+        self.lines.push((elapsed, line));
+        enough
+    }
+}
