@@ -25,12 +25,16 @@ static STATE: MetricDef = MetricDef {
 
 type Reply = Result<Option<ExportMetricsPartialSuccess>, CallError>;
 
+type Rule = dyn Fn(&[String], Compression) -> Reply + Send + Sync;
+/// When, and the hosts of the request.
+type Try = (Duration, Vec<String>);
+
 /// A Collector that answers by a rule, and remembers what it took.
 #[derive(Clone)]
 struct Scripted {
-    rule: Arc<dyn Fn(&[String], Compression) -> Reply + Send + Sync>,
+    rule: Arc<Rule>,
     replies: Arc<Mutex<VecDeque<Reply>>>,
-    tries: Arc<Mutex<Vec<(Duration, Vec<String>)>>>,
+    tries: Arc<Mutex<Vec<Try>>>,
     taken: Arc<Mutex<Vec<String>>>,
     born: Instant,
 }
@@ -57,7 +61,7 @@ impl Scripted {
         self.taken.lock().expect("no panic").clone()
     }
 
-    fn tries(&self) -> Vec<(Duration, Vec<String>)> {
+    fn tries(&self) -> Vec<Try> {
         self.tries.lock().expect("no panic").clone()
     }
 }
