@@ -75,13 +75,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         measure("  snapshot", || readings.snapshot());
         measure("  group", || Grouped::new(snapshot.samples().cloned()));
     }
-    let mut instruments = Instruments::new(ALL.to_vec(), resource());
+    let mut instruments = Instruments::new(resource());
     for _ in 0..ROUNDS {
         let grouped = Arc::new(Grouped::new(snapshot.samples().cloned()));
         measure("SDK collect", || instruments.collect(grouped).map(drop))?;
     }
     drop(instruments);
-    let mut gatherer = Gatherer::new(Instruments::new(ALL.to_vec(), resource()), limits, SystemTime::now());
+    let mut gatherer = Gatherer::new(Instruments::new(resource()), limits, SystemTime::now());
     let mut batches = vec![];
     for _ in 0..ROUNDS {
         let gathered =

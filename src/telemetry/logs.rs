@@ -1,7 +1,7 @@
 //! Log records: to the console, and over OTLP.
 
 use super::TelemetryError;
-use super::export::peer::{Peer, Presence};
+use super::export::peer::{Peer, Presence, Signal};
 use super::filter::{self, Verbosity};
 use crate::config::Compression;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
@@ -98,8 +98,10 @@ struct Watched<E> {
 impl<E: LogExporter> LogExporter for Watched<E> {
     async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
         match self.exporter.export(batch).await {
-            Ok(()) => self.presence.is_there(),
-            Err(error) if super::is_passing(&error) => self.presence.is_lost(&error.to_string()),
+            Ok(()) => self.presence.is_there(Signal::Logs),
+            Err(error) if super::is_passing(&error) => {
+                self.presence.is_lost(Signal::Logs, &error.to_string())
+            }
             Err(error) => self.presence.say(|| tracing::debug!("OTLP: log records are refused: {error}")),
         }
         // An error would be logged by the SDK with each try.

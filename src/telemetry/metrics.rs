@@ -16,7 +16,7 @@ use opentelemetry_sdk::metrics::{
     Instrument, InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Stream, Temporality,
 };
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -73,10 +73,9 @@ impl Grouped {
 
 type Cell = Arc<Mutex<Option<Arc<Grouped>>>>;
 
-/// The instruments of a catalogue, and their reader. Owned by one exporter.
+/// The instruments and their reader. Owned by one exporter.
 #[derive(Debug)]
 pub struct Instruments {
-    defs: Vec<&'static MetricDef>,
     resource: Resource,
     cell: Cell,
     limit: usize,
@@ -86,17 +85,17 @@ pub struct Instruments {
 #[derive(Debug)]
 struct Built {
     reader: SharedReader,
-    // Keeps the pipeline alive, to which the reader has only a weak reference.
-    _provider: SdkMeterProvider,
+    /// Keeps the pipeline alive, to which the reader has only a weak reference.
+    provider: SdkMeterProvider,
+    registered: HashSet<&'static MetricDef>,
 }
 
 impl Instruments {
-    /// One instrument for each metric of `defs`.
-    pub fn new(defs: Vec<&'static MetricDef>, resource: Resource) -> Self {
-        let cell = Cell::default();
+    /// Without instruments: a metric gets its own when a sample of it comes for the first time.
+    pub fn new(resource: Resource) -> Self {
         let limit = SMALLEST_LIMIT;
-        let pipeline = build(&defs, &resource, &cell, limit);
-        Self { defs, resource, cell, limit, pipeline }
+        let pipeline = build(&resource, limit);
+        Self { resource, cell: Cell::default(), limit, pipeline }
     }
 
     /// Collects exactly the samples of `snapshot`. Blocks for a few hundred milliseconds when the fleet is
@@ -106,8 +105,9 @@ impl Instruments {
         // have room for two disjoint sets; the limit is allocated at once, so it grows with the fleet.
         if snapshot.widest() * 2 > self.limit {
             self.limit = snapshot.widest() * 4;
-            self.pipeline = build(&self.defs, &self.resource, &self.cell, self.limit);
+            self.pipeline = build(&self.resource, self.limit);
         }
+        self.register(&snapshot);
         let mut collected = ResourceMetrics::default();
         *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
         let result = self.pipeline.reader.collect(&mut collected);
@@ -116,26 +116,32 @@ impl Instruments {
             Ok(()) => Ok(collected),
             Err(error) => {
                 // A pipeline that failed once fails for ever (its lock is poisoned): start a new one.
-                self.pipeline = build(&self.defs, &self.resource, &self.cell, self.limit);
+                self.pipeline = build(&self.resource, self.limit);
                 Err(CollectError(error.to_string()))
+            }
+        }
+    }
+
+    /// Never from within a callback, where it would deadlock.
+    fn register(&mut self, snapshot: &Grouped) {
+        // No name and no version: behind a Collector every series would get otel_scope_* labels otherwise.
+        let meter = self.pipeline.provider.meter("");
+        for def in snapshot.by_def.keys() {
+            if self.pipeline.registered.insert(def) {
+                register(&meter, def, Arc::clone(&self.cell));
             }
         }
     }
 }
 
-fn build(defs: &[&'static MetricDef], resource: &Resource, cell: &Cell, limit: usize) -> Built {
+fn build(resource: &Resource, limit: usize) -> Built {
     let reader = SharedReader(Arc::new(ManualReader::builder().build()));
     let provider = SdkMeterProvider::builder()
         .with_resource(resource.clone())
         .with_reader(reader.clone())
         .with_view(move |_: &Instrument| Stream::builder().with_cardinality_limit(limit).build().ok())
         .build();
-    // No name and no version: behind a Collector every series would get otel_scope_* labels otherwise.
-    let meter = provider.meter("");
-    for def in defs {
-        register(&meter, def, Arc::clone(cell));
-    }
-    Built { reader, _provider: provider }
+    Built { reader, provider, registered: HashSet::new() }
 }
 
 fn register(meter: &Meter, def: &'static MetricDef, cell: Cell) {
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_collection_holds_its_snapshot_and_nothing_of_the_one_before() {
-        let mut instruments = Instruments::new(vec![&STATE], Resource::builder_empty().build());
+        let mut instruments = Instruments::new(Resource::builder_empty().build());
         let first = collect(&mut instruments, vec![state("a", 1.0), state("b", 0.0)]);
         assert_eq!(first, [("a".into(), 1.0), ("b".into(), 0.0)]);
         assert_eq!(collect(&mut instruments, vec![state("b", 1.0)]), [("b".into(), 1.0)]);
@@ -248,7 +254,7 @@ mod tests {
 
     #[test]
     fn no_series_is_folded_into_an_overflow_when_a_large_fleet_changes_all_at_once() {
-        let mut instruments = Instruments::new(vec![&STATE], Resource::builder_empty().build());
+        let mut instruments = Instruments::new(Resource::builder_empty().build());
         for generation in ["old", "new", "newer"] {
             let fleet = (0..9_000).map(|i| state(&format!("{generation}-{i}"), 1.0)).collect();
             let collected = collect(&mut instruments, fleet);

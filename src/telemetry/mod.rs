@@ -164,7 +164,7 @@ fn exporter(
     let sender = Sender::new(transport, Arc::clone(&queue), presence, Arc::clone(&stats), config.compression);
     let limits = Limits { points: config.max_points, bytes: Limits::BYTES };
     let options = Options { interval: config.interval, limits };
-    let parts = Parts { defs: catalog::all(), resource, readings, stats, queue };
+    let parts = Parts { resource, readings, stats, queue };
     Exporter::spawn(options, parts, sender, cancel)
 }
 

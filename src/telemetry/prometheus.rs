@@ -9,6 +9,7 @@ use crate::metric::{Kind, MetricDef, Sample};
 use crate::readings::{Readings, Snapshot};
 use crate::stats::Stats;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -82,7 +83,7 @@ struct Family {
 }
 
 impl Page {
-    /// Everything that is known now. `defs` gives the order of the families; others are left out.
+    /// Everything that is known now. `defs` gives the order of the families; others come last.
     pub fn new(format: Format, defs: &[&'static MetricDef], readings: &Readings, stats: &Stats) -> Self {
         let mut own = stats.samples();
         own.extend(process::samples());
@@ -93,11 +94,14 @@ impl Page {
         let mut parts = snapshot.parts;
         parts.push(own.into());
         let mut families: Vec<_> = defs.iter().map(|def| Family { def, places: vec![] }).collect();
-        let by_def: std::collections::HashMap<_, _> = defs.iter().copied().zip(0..).collect();
+        let mut by_def: HashMap<&MetricDef, usize> = defs.iter().copied().zip(0..).collect();
         for (p, part) in (0u32..).zip(&parts) {
             for (s, sample) in (0u32..).zip(part.iter()) {
-                let family = by_def.get(sample.def).and_then(|at: &usize| families.get_mut(*at));
-                if let Some(family) = family {
+                let place = *by_def.entry(sample.def).or_insert(families.len());
+                if place == families.len() {
+                    families.push(Family { def: sample.def, places: vec![] });
+                }
+                if let Some(family) = families.get_mut(place) {
                     family.places.push((p, s));
                 }
             }

@@ -3,7 +3,7 @@
 
 use super::TelemetryError;
 use super::export::SPANS;
-use super::export::peer::{Peer, Presence};
+use super::export::peer::{Peer, Presence, Signal};
 use super::filter;
 use super::sampling::{Caps, TailSampler};
 use crate::config::{Compression, TracesConfig};
@@ -105,11 +105,11 @@ impl<E: SpanExporter> SpanExporter for Patient<E> {
         while let Some(batch) = waiting.pop_front() {
             match self.exporter.export(batch.clone()).await {
                 Ok(()) => {
-                    self.presence.is_there();
+                    self.presence.is_there(Signal::Traces);
                     self.count("exported", batch.len());
                 }
                 Err(error) if super::is_passing(&error) => {
-                    self.presence.is_lost(&error.to_string());
+                    self.presence.is_lost(Signal::Traces, &error.to_string());
                     waiting.push_front(batch);
                     break;
                 }

@@ -7,7 +7,6 @@ use esxi_otel_agent::metric::{Attributes, Cadence, Kind, MetricDef, Sample, Unit
 use esxi_otel_agent::readings::{Reading, Readings, Report};
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::target::TargetId;
-use esxi_otel_agent::telemetry::catalog;
 use esxi_otel_agent::telemetry::export::encode::Limits;
 use esxi_otel_agent::telemetry::export::peer::{Peer, Presence};
 use esxi_otel_agent::telemetry::export::queue::{Caps, Queue};
@@ -60,10 +59,7 @@ impl Agent {
             Arc::clone(&stats),
             otlp.compression,
         );
-        let mut defs = catalog::all();
-        defs.extend([&STATUS, &TOOK]);
         let parts = Parts {
-            defs,
             resource: opentelemetry_sdk::Resource::builder_empty().with_service_name("agent").build(),
             readings: Arc::clone(&readings),
             stats: Arc::clone(&stats),

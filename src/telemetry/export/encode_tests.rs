@@ -31,7 +31,7 @@ fn times() -> Times {
 
 fn requests(live: &[SeriesKey], ends: &[SeriesKey], limits: Limits) -> Vec<ExportMetricsServiceRequest> {
     let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name("agent").build();
-    let mut instruments = Instruments::new(vec![&STATE, &CALLS], resource);
+    let mut instruments = Instruments::new(resource);
     let samples = live.iter().map(|(def, attributes)| Sample::new(def, attributes.clone(), 1.0));
     let collected = instruments.collect(Arc::new(Grouped::new(samples))).expect("collected");
     encode(&collected, ends, times(), limits)

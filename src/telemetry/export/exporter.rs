@@ -6,7 +6,7 @@ use super::queue::Queue;
 use super::sender::Sender;
 use super::transport::Transport;
 use super::{Outcome, QUEUE_AGE, QUEUE_BYTES, count};
-use crate::metric::{Attributes, MetricDef};
+use crate::metric::Attributes;
 use crate::readings::Readings;
 use crate::stats::Stats;
 use crate::telemetry::metrics::{CollectError, Instruments};
@@ -36,8 +36,6 @@ pub struct Options {
 /// What is exported, and where it waits.
 #[derive(Debug)]
 pub struct Parts {
-    /// Every metric that there may be.
-    pub defs: Vec<&'static MetricDef>,
     /// Who exports.
     pub resource: Resource,
     /// What was found out.
@@ -183,7 +181,7 @@ impl Task {
         gather: impl FnOnce(&mut Gatherer) -> Result<Gathered, CollectError> + Send + 'static,
     ) {
         let mut gatherer = self.gatherer.take().unwrap_or_else(|| {
-            let instruments = Instruments::new(self.parts.defs.clone(), self.parts.resource.clone());
+            let instruments = Instruments::new(self.parts.resource.clone());
             Gatherer::new(instruments, self.options.limits, self.started)
         });
         let gathered = tokio::task::spawn_blocking(move || {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Compression;
-use crate::metric::{Cadence, Kind, Sample, Unit};
+use crate::metric::{Cadence, Kind, MetricDef, Sample, Unit};
 use crate::readings::{Reading, Report};
 use crate::target::TargetId;
 use crate::telemetry::export::peer::Presence;
@@ -87,10 +87,7 @@ impl Agent {
             Arc::clone(&stats),
             Compression::None,
         );
-        let mut defs = crate::telemetry::catalog::all();
-        defs.extend([&STATE, &TOOK]);
         let parts = Parts {
-            defs,
             resource: Resource::builder_empty().build(),
             readings: Arc::clone(&readings),
             stats,

@@ -143,20 +143,39 @@ fn without_user(address: &str) -> String {
     }
 }
 
+/// A kind of telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Metrics.
+    Metrics,
+    /// Traces.
+    Traces,
+    /// Logs.
+    Logs,
+}
+
 /// Whether the Collector is there, for all signals together: one line in the log when it goes and one
 /// when it is back, however many tries there are between.
 #[derive(Debug)]
 pub struct Presence {
     peer: String,
-    lost: Mutex<Option<Instant>>,
+    absence: Mutex<Option<Absence>>,
     /// Weak, since the log's own export belongs to it. Needed because the SDK's threads have no subscriber.
     log: OnceLock<WeakDispatch>,
+}
+
+#[derive(Debug)]
+struct Absence {
+    since: Instant,
+    /// Those that found out. The success of another one proves nothing: a Collector may well take metrics
+    /// and no traces, and that is no coming and going.
+    of: Vec<Signal>,
 }
 
 impl Presence {
     /// Thought to be there.
     pub fn new(peer: &str) -> Self {
-        Self { peer: peer.to_owned(), lost: Mutex::new(None), log: OnceLock::new() }
+        Self { peer: peer.to_owned(), absence: Mutex::new(None), log: OnceLock::new() }
     }
 
     /// Where the lines go, for callers on threads without a subscriber.
@@ -164,22 +183,30 @@ impl Presence {
         let _ = self.log.set(dispatch.downgrade());
     }
 
-    /// It did not answer.
-    pub fn is_lost(&self, why: &str) {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        if lost.is_none() {
-            *lost = Some(Instant::now());
-            drop(lost);
-            self.say(|| tracing::warn!("OTLP: {} can't be reached, points are kept: {why}", self.peer));
+    /// A signal was not taken, for a reason that may pass.
+    pub fn is_lost(&self, signal: Signal, why: &str) {
+        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *absence {
+            Some(absence) if absence.of.contains(&signal) => {}
+            Some(absence) => absence.of.push(signal),
+            None => {
+                *absence = Some(Absence { since: Instant::now(), of: vec![signal] });
+                drop(absence);
+                self.say(|| {
+                    tracing::warn!("OTLP: {} takes nothing for now, it is tried again: {why}", self.peer)
+                });
+            }
         }
     }
 
-    /// It took something.
-    pub fn is_there(&self) {
-        let since = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(since) = since {
+    /// A signal was answered.
+    pub fn is_there(&self, signal: Signal) {
+        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = absence.take_if(|absence| absence.of.contains(&signal));
+        drop(absence);
+        if let Some(Absence { since, .. }) = ended {
             let seconds = since.elapsed().as_secs();
-            self.say(|| tracing::info!("OTLP: {} is reached again after {seconds} s", self.peer));
+            self.say(|| tracing::info!("OTLP: {} is back after {seconds} s", self.peer));
         }
     }
 

@@ -2,7 +2,7 @@
 //! specification for what may be tried again.
 
 use super::encode::{Batch, describe, halve};
-use super::peer::Presence;
+use super::peer::{Presence, Signal};
 use super::queue::{Queue, Ticket};
 use super::transport::{CallError, Transport};
 use super::{Outcome, count};
@@ -88,7 +88,7 @@ impl<T: Transport> Sender<T> {
     async fn deliver(&mut self, ticket: Ticket, batch: Batch) -> Option<Duration> {
         let error = match self.transport.send(batch.bytes.clone(), self.compression).await {
             Ok(partial) => {
-                self.presence.is_there();
+                self.presence.is_there(Signal::Metrics);
                 self.pause = SHORTEST_PAUSE;
                 let rejected = partial.as_ref().map_or(0, |partial| partial.rejected_data_points);
                 let rejected = usize::try_from(rejected).unwrap_or(0).min(batch.points);
@@ -102,23 +102,23 @@ impl<T: Transport> Sender<T> {
         };
         match judge(&error) {
             Verdict::Again(asked) => {
-                self.presence.is_lost(&explain(&error));
+                self.presence.is_lost(Signal::Metrics, &explain(&error));
                 Some(self.next_pause(asked))
             }
             Verdict::Halve => {
-                self.presence.is_there();
+                self.presence.is_there(Signal::Metrics);
                 self.halve(ticket, &batch, &error);
                 None
             }
             Verdict::Compression if self.compression != Compression::None => {
-                self.presence.is_there();
+                self.presence.is_there(Signal::Metrics);
                 let (old, new) = (self.compression, simpler(self.compression));
                 self.complain(format!("{old:?} compression is not known there, using {new:?}"));
                 self.compression = new;
                 None
             }
             Verdict::Compression | Verdict::Refused => {
-                self.presence.is_there();
+                self.presence.is_there(Signal::Metrics);
                 // It was not the compression that was not implemented.
                 self.compression = self.configured;
                 self.settle(ticket, 0, batch.points);

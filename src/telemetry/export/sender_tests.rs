@@ -89,8 +89,7 @@ fn hosts(bytes: &Bytes) -> Vec<String> {
 }
 
 fn batch(hosts: &[&str]) -> Batch {
-    let mut instruments =
-        Instruments::new(vec![&STATE], opentelemetry_sdk::Resource::builder_empty().build());
+    let mut instruments = Instruments::new(opentelemetry_sdk::Resource::builder_empty().build());
     let samples = hosts.iter().map(|host| Sample::new(&STATE, Attributes::new([("host", *host)]), 1.0));
     let collected = instruments.collect(Arc::new(Grouped::new(samples))).expect("collected");
     let times = Times { started: SystemTime::now(), collected: SystemTime::now() };
