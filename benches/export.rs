@@ -221,6 +221,7 @@ fn config(endpoint: &str) -> OtlpConfig {
         queue_max_bytes: 256 << 20,
         queue_max_age: Duration::from_secs(3_600),
         resource: vec![],
+        metrics: true,
         traces: None,
         logs: false,
     }

@@ -9,7 +9,6 @@ use esxi_otel_agent::config::{Compression, OtlpConfig};
 use esxi_otel_agent::simulator::sink::{Fault, LARGEST_MESSAGE, Seen, Signal, Sink, SinkOptions};
 use esxi_otel_agent::target::TargetId;
 use export::{Agent, LIMIT, otlp};
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -65,7 +64,7 @@ async fn a_service_that_stops_is_told_within_a_second_and_its_end_is_flagged_onc
         .expect("the change");
     assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
 
-    agent.readings.retain(&HashSet::from([TargetId::host("another")]));
+    agent.readings.forget(&TargetId::host("esx1"));
     sink.wait_until(|seen| seen.ended(STATUS, &[]), LIMIT).await.expect("both end");
     agent.exporter.export_now().await.expect("running");
     agent.visited("esx2", &[("hostd", 1.0)]);

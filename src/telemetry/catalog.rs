@@ -3,13 +3,18 @@
 
 use super::{export, process};
 use crate::collectors::Metrics;
+use crate::inventory;
 use crate::metric::{Kind, MetricDef, Unit};
 use crate::outcome::FailureReason;
 use std::fmt::Write;
 
 /// The rooms' lists, in the order of the documentation.
-static ROOMS: &[(&str, Metrics)] =
-    &[("The agent's exports", export::METRICS), ("The agent's process", process::METRICS)];
+#[rustfmt::skip] // one line a room
+static ROOMS: &[(&str, Metrics)] = &[
+    ("The inventory", inventory::METRICS),
+    ("The agent's exports", export::METRICS),
+    ("The agent's process", process::METRICS),
+];
 
 /// Every metric that the agent can report.
 pub fn all() -> Vec<&'static MetricDef> {

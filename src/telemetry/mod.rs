@@ -108,10 +108,12 @@ impl Telemetry {
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
-        let exporter = tracing::dispatcher::with_default(&dispatch, || {
-            exporter(otlp, peer, presence, resource, readings, stats, cancel)
+        let exporter = otlp.metrics.then(|| {
+            tracing::dispatcher::with_default(&dispatch, || {
+                exporter(otlp, peer, presence, resource, readings, stats, cancel)
+            })
         });
-        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter: Some(exporter), traces, logs })
+        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, traces, logs })
     }
 
     /// Makes spans whose times are known only afterwards.

@@ -114,6 +114,7 @@ pub fn otlp(endpoint: String) -> OtlpConfig {
         queue_max_bytes: 64 << 20,
         queue_max_age: Duration::from_secs(3_600),
         resource: vec![("service.name".into(), "esxi-otel-agent".into())],
+        metrics: true,
         traces: None,
         logs: false,
     }
