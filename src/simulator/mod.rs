@@ -7,3 +7,4 @@ mod vcenter_server;
 mod vcenter_spec;
 mod vcenter_state;
 mod vcenter_tree;
+pub mod sink;

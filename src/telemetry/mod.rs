@@ -1,1 +1,208 @@
-//! telemetry
+//! Out of the readings, into OTLP and Prometheus: metrics, traces and logs. Knows neither SSH nor SOAP.
+//!
+//! Everything belongs to one agent: the library sets no global subscriber, provider or meter, so that
+//! several agents, and simulated peers beside them, run in one process.
+
+pub mod catalog;
+pub mod export;
+pub mod metrics;
+pub mod process;
+pub mod prometheus;
+pub mod sampling;
+
+mod filter;
+mod logs;
+#[cfg(test)]
+mod taken;
+mod traces;
+
+pub use filter::Verbosity;
+pub use logs::Console;
+
+use crate::config::{Compression, Config, OtlpConfig};
+use crate::readings::Readings;
+use crate::span::PastSpans;
+use crate::stats::Stats;
+use export::encode::Limits;
+use export::peer::{Peer, PeerError, Presence};
+use export::queue::{Caps, Queue};
+use export::sender::Sender;
+use export::transport::GrpcTransport;
+use export::{Exporter, Options, Parts};
+use opentelemetry::KeyValue;
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::Dispatch;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// Longest time that one signal gets to send what is left.
+const FLUSH: Duration = Duration::from_secs(3);
+
+/// Why telemetry can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The Collector's address, TLS or headers.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The exporter of a signal.
+    #[error("setting up the export of {0}: {1}")]
+    Exporter(&'static str, #[source] ExporterBuildError),
+}
+
+/// The telemetry of one agent.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// The agent's subscriber, to run all its tasks with.
+    pub dispatch: Dispatch,
+    past_spans: PastSpans,
+    exporter: Option<Exporter>,
+    traces: Option<SdkTracerProvider>,
+    logs: Option<SdkLoggerProvider>,
+}
+
+impl Telemetry {
+    /// Starts what `config` asks for, on the current runtime; without `otlp` only the console's log.
+    /// `cancel` ends the export at once, without a word to the Collector: for an orderly end call
+    /// [`Telemetry::shutdown`].
+    pub fn start(
+        config: &Config,
+        readings: Arc<Readings>,
+        stats: Arc<Stats>,
+        console: Option<Console>,
+        cancel: CancellationToken,
+    ) -> Result<Self, TelemetryError> {
+        let Some(otlp) = &config.otlp else {
+            let dispatch = Dispatch::new(tracing_subscriber::registry().with(console.map(Console::layer)));
+            let past_spans = PastSpans::default();
+            return Ok(Self { dispatch, past_spans, exporter: None, traces: None, logs: None });
+        };
+        let peer = Peer::new(otlp)?;
+        let presence = Arc::new(Presence::new(peer.name()));
+        let resource = resource(otlp);
+        let traces = match otlp.traces.clone() {
+            Some(keep) => Some(traces::provider(
+                &peer,
+                otlp.compression,
+                keep,
+                resource.clone(),
+                Arc::clone(&presence),
+                Arc::clone(&stats),
+            )?),
+            None => None,
+        };
+        let logs = match otlp.logs {
+            true => Some(logs::provider(&peer, otlp.compression, resource.clone(), Arc::clone(&presence))?),
+            false => None,
+        };
+        let tracer = traces.as_ref().map(traces::tracer);
+        let subscriber = tracing_subscriber::registry()
+            .with(tracer.clone().map(traces::layer))
+            .with(logs.as_ref().map(logs::layer))
+            .with(console.map(Console::layer));
+        let dispatch = Dispatch::new(subscriber);
+        presence.log_to(&dispatch);
+        let exporter = otlp.metrics.then(|| {
+            tracing::dispatcher::with_default(&dispatch, || {
+                exporter(otlp, peer, presence, resource, readings, stats, cancel)
+            })
+        });
+        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, traces, logs })
+    }
+
+    /// Makes spans whose times are known only afterwards.
+    pub fn past_spans(&self) -> PastSpans {
+        self.past_spans.clone()
+    }
+
+    /// The exporter of metrics, if there is one.
+    pub fn exporter(&self) -> Option<&Exporter> {
+        self.exporter.as_ref()
+    }
+
+    /// Sends what is left, the signals side by side, and ends. Takes at most `limit`, and never more than
+    /// three seconds: a Collector that hangs must not keep the agent from ending.
+    pub async fn shutdown(self, limit: Duration) {
+        let limit = limit.min(FLUSH);
+        let metrics = async {
+            if let Some(exporter) = &self.exporter {
+                // It may have been cancelled before; then there is nothing to send.
+                let _ = timeout(limit, exporter.finish(Instant::now() + limit)).await;
+            }
+        };
+        let traces = self.traces.clone();
+        let traces =
+            flush(limit, move || traces.map_or(Ok(()), |traces| traces.shutdown_with_timeout(limit)));
+        let logs = self.logs.clone();
+        let logs = flush(limit, move || logs.map_or(Ok(()), |logs| logs.shutdown_with_timeout(limit)));
+        tokio::join!(metrics, traces, logs);
+    }
+}
+
+/// The SDK's shutdown blocks its thread.
+async fn flush(limit: Duration, shutdown: impl FnOnce() -> OTelSdkResult + Send + 'static) {
+    // What could not be sent by now is lost, and there is nobody left to tell.
+    let _ = timeout(limit, tokio::task::spawn_blocking(shutdown)).await;
+}
+
+fn exporter(
+    config: &OtlpConfig,
+    peer: Peer,
+    presence: Arc<Presence>,
+    resource: Resource,
+    readings: Arc<Readings>,
+    stats: Arc<Stats>,
+    cancel: CancellationToken,
+) -> Exporter {
+    let caps = Caps { bytes: config.queue_max_bytes, age: config.queue_max_age };
+    let queue = Arc::new(Queue::new(caps));
+    let transport = GrpcTransport::new(peer);
+    let sender = Sender::new(transport, Arc::clone(&queue), presence, Arc::clone(&stats), config.compression);
+    let limits = Limits { points: config.max_points, bytes: Limits::BYTES };
+    let options = Options { interval: config.interval, limits };
+    let parts = Parts { resource, readings, stats, queue };
+    Exporter::spawn(options, parts, sender, cancel)
+}
+
+fn resource(config: &OtlpConfig) -> Resource {
+    let pairs = config.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    // Not `builder()`: that reads the environment again, which the configuration has done.
+    Resource::builder_empty().with_attributes(pairs).build()
+}
+
+/// Traces and logs are sent by the SDK's exporters, which can't find out at run time what the peer knows:
+/// they use gzip, which every gRPC server has, where metrics use zstd.
+fn signal_compression(compression: Compression) -> Option<opentelemetry_otlp::Compression> {
+    match compression {
+        Compression::Zstd | Compression::Gzip => Some(opentelemetry_otlp::Compression::Gzip),
+        Compression::None => None,
+    }
+}
+
+/// Whether the same may succeed later. The SDK's exporters tell the gRPC code in their error's text only.
+fn is_passing(error: &OTelSdkError) -> bool {
+    const PASSING: [&str; 8] = [
+        "Unavailable",
+        "DeadlineExceeded",
+        "Cancelled",
+        "Aborted",
+        "OutOfRange",
+        "DataLoss",
+        "ResourceExhausted",
+        "Unknown",
+    ];
+    match error {
+        OTelSdkError::Timeout(_) => true,
+        OTelSdkError::InternalFailure(text) => {
+            let code = text.split("gRPC code: ").nth(1).unwrap_or_default();
+            PASSING.iter().any(|passing| code.starts_with(passing))
+        }
+        OTelSdkError::AlreadyShutdown => false,
+    }
+}

@@ -1,0 +1,221 @@
+//! The task that decides when something is exported.
+
+use super::encode::Limits;
+use super::gather::{Gathered, Gatherer};
+use super::queue::Queue;
+use super::sender::Sender;
+use super::transport::Transport;
+use super::{Outcome, QUEUE_AGE, QUEUE_BYTES, count};
+use crate::metric::Attributes;
+use crate::readings::Readings;
+use crate::stats::Stats;
+use crate::telemetry::metrics::{CollectError, Instruments};
+use crate::telemetry::process;
+use opentelemetry_sdk::Resource;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::instrument::WithSubscriber;
+
+/// Time that changes have to pile up: a vCenter's poll that turns a whole cluster red is one export, and
+/// the first of its changes is still out within a second.
+const COALESCE: Duration = Duration::from_millis(500);
+
+/// When, and in what portions.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Pause between two exports of everything.
+    pub interval: Duration,
+    /// Size of a request.
+    pub limits: Limits,
+}
+
+/// What is exported, and where it waits.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who exports.
+    pub resource: Resource,
+    /// What was found out.
+    pub readings: Arc<Readings>,
+    /// What the agent counts about itself.
+    pub stats: Arc<Stats>,
+    /// The queue that the sender empties.
+    pub queue: Arc<Queue>,
+}
+
+/// A handle on the running exporter.
+#[derive(Debug, Clone)]
+pub struct Exporter {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The exporter has ended already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the exporter has ended")]
+pub struct ExporterGone;
+
+#[derive(Debug)]
+enum Command {
+    Everything(oneshot::Sender<()>),
+    Finish(Instant, oneshot::Sender<()>),
+}
+
+impl Exporter {
+    /// Starts the exporter and its sender on the current runtime. `cancel` ends both at once; whoever
+    /// wants what is left to be sent calls [`Exporter::finish`] before.
+    pub fn spawn<T: Transport + 'static>(
+        options: Options,
+        parts: Parts,
+        sender: Sender<T>,
+        cancel: CancellationToken,
+    ) -> Self {
+        let (commands, receiver) = mpsc::channel(8);
+        let (closing, closes) = watch::channel(false);
+        let sender = AbortOnDropHandle::new(tokio::spawn(sender.run(closes).with_current_subscriber()));
+        let task =
+            Task { options, gatherer: None, started: SystemTime::now(), parts, closing, _sender: sender };
+        let task = async move { cancel.run_until_cancelled(task.run(receiver)).await };
+        tokio::spawn(task.with_current_subscriber());
+        Self { commands }
+    }
+
+    /// Collects everything now and returns when it is queued.
+    pub async fn export_now(&self) -> Result<(), ExporterGone> {
+        self.ask(Command::Everything).await
+    }
+
+    /// Collects everything a last time, waits until the queue is empty, at most until `deadline`, and ends.
+    pub async fn finish(&self, deadline: Instant) -> Result<(), ExporterGone> {
+        self.ask(|done| Command::Finish(deadline, done)).await
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> Result<(), ExporterGone> {
+        let (done, is_done) = oneshot::channel();
+        self.commands.send(command(done)).await.map_err(|_| ExporterGone)?;
+        is_done.await.map_err(|_| ExporterGone)
+    }
+}
+
+struct Task {
+    options: Options,
+    /// `None` before the first collection and after one that panicked.
+    gatherer: Option<Gatherer>,
+    started: SystemTime,
+    parts: Parts,
+    closing: watch::Sender<bool>,
+    _sender: AbortOnDropHandle<()>,
+}
+
+impl Task {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut ticks = interval(self.options.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let readings = Arc::clone(&self.parts.readings);
+        let mut changes_due: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Everything(done)) => {
+                        self.export_everything().await;
+                        changes_due = None;
+                        // Whoever asked may have lost interest.
+                        let _ = done.send(());
+                    }
+                    Some(Command::Finish(deadline, done)) => {
+                        self.finish(deadline).await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                _ = ticks.tick() => {
+                    self.export_everything().await;
+                    changes_due = None;
+                }
+                () = readings.changed(), if changes_due.is_none() => {
+                    changes_due = Some(Instant::now() + COALESCE);
+                }
+                () = sleep_until(changes_due.unwrap_or_else(Instant::now)), if changes_due.is_some() => {
+                    self.export_changes().await;
+                    changes_due = None;
+                }
+            }
+        }
+    }
+
+    async fn finish(&mut self, deadline: Instant) {
+        let everything = async {
+            self.export_everything().await;
+            self.closing.send_replace(true);
+            self.parts.queue.wait_empty().await;
+        };
+        if timeout_at(deadline, everything).await.is_err() {
+            let left = self.parts.queue.load().points;
+            count(&self.parts.stats, Outcome::Dropped, left);
+            tracing::warn!("OTLP: {left} points were not taken before the agent ended");
+        }
+    }
+
+    async fn export_everything(&mut self) {
+        self.note_queue();
+        let mut own = self.parts.stats.samples();
+        own.extend(process::samples());
+        // The snapshot, which is younger, holds them all.
+        let _ = self.parts.readings.take_changes();
+        let snapshot = self.parts.readings.snapshot();
+        self.export(move |gatherer| gatherer.everything(&snapshot, own)).await;
+    }
+
+    async fn export_changes(&mut self) {
+        let changes = self.parts.readings.take_changes();
+        if !changes.is_empty() {
+            self.export(move |gatherer| gatherer.changes(changes)).await;
+        }
+    }
+
+    async fn export(
+        &mut self,
+        gather: impl FnOnce(&mut Gatherer) -> Result<Gathered, CollectError> + Send + 'static,
+    ) {
+        let mut gatherer = self.gatherer.take().unwrap_or_else(|| {
+            let instruments = Instruments::new(self.parts.resource.clone());
+            Gatherer::new(instruments, self.options.limits, self.started)
+        });
+        let gathered = tokio::task::spawn_blocking(move || {
+            let gathered = gather(&mut gatherer);
+            (gatherer, gathered)
+        });
+        let gathered = match gathered.await {
+            Ok((gatherer, gathered)) => {
+                self.gatherer = Some(gatherer);
+                gathered
+            }
+            Err(panicked) => return tracing::error!("collecting the metrics failed: {panicked}"),
+        };
+        match gathered {
+            Ok(Gathered { batches, at }) => {
+                for batch in batches {
+                    let dropped = self.parts.queue.push(batch, at, at);
+                    count(&self.parts.stats, Outcome::Dropped, dropped);
+                }
+                self.note_queue();
+            }
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    fn note_queue(&self) {
+        let load = self.parts.queue.load();
+        let age = load.oldest.and_then(|oldest| SystemTime::now().duration_since(oldest).ok());
+        let set = |def, value| self.parts.stats.set(def, Attributes::new::<&str, &str>([]), value);
+        set(&QUEUE_BYTES, load.bytes as f64);
+        set(&QUEUE_AGE, age.unwrap_or_default().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+#[path = "exporter_tests.rs"]
+mod tests;

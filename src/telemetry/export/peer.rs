@@ -1,0 +1,231 @@
+//! The Collector as a peer: how to reach it, and whether it is there.
+
+use crate::config::OtlpConfig;
+use crate::outcome::chain;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tracing::dispatcher::{Dispatch, WeakDispatch};
+
+/// Longest time for a TCP connection, and for a TLS handshake.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Why nothing could be set up. Names the configuration's key.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The address is no URL, or TLS can't be set up.
+    #[error("otlp.endpoint: {endpoint}: {cause}")]
+    Endpoint {
+        /// The address, without user information.
+        endpoint: String,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A file can't be read.
+    #[error("otlp.tls.{key}: {path}: {source}")]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Certificate without key, or key without certificate.
+    #[error("otlp.tls: cert_file and key_file are needed together")]
+    HalfIdentity,
+    /// A header's name or value has characters that HTTP does not allow.
+    #[error("otlp.headers: {0}: name or value is not allowed in HTTP")]
+    Header(String),
+}
+
+/// The address, TLS and headers of a Collector, resolved once.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    endpoint: Endpoint,
+    metadata: MetadataMap,
+    name: String,
+    limit: Duration,
+}
+
+impl Peer {
+    /// Reads the files that `config` names.
+    pub fn new(config: &OtlpConfig) -> Result<Self, PeerError> {
+        let wrong = |cause: String| PeerError::Endpoint { endpoint: without_user(&config.endpoint), cause };
+        let endpoint =
+            Endpoint::from_shared(config.endpoint.clone()).map_err(|error| wrong(chain(&error)))?;
+        let scheme = endpoint.uri().scheme_str().unwrap_or_default();
+        if !matches!(scheme, "http" | "https") || endpoint.uri().host().is_none() {
+            return Err(wrong("not of the form http://host:port or https://host:port".into()));
+        }
+        let secure = scheme == "https";
+        let mut endpoint = endpoint
+            .connect_timeout(config.timeout.min(CONNECT))
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .user_agent(concat!("esxi-otel-agent/", env!("CARGO_PKG_VERSION")))
+            .map_err(|error| wrong(chain(&error)))?;
+        if secure {
+            endpoint = endpoint.tls_config(tls(config)?).map_err(|error| wrong(chain(&error)))?;
+        }
+        let name = without_user(&config.endpoint);
+        Ok(Self { endpoint, metadata: metadata(config)?, name, limit: config.timeout })
+    }
+
+    /// A channel that connects when it is first used. For callers that put a limit around their calls.
+    pub fn channel(&self) -> Channel {
+        self.endpoint.connect_lazy()
+    }
+
+    /// A channel whose calls have a limit of their own.
+    pub fn limited_channel(&self) -> Channel {
+        self.endpoint.clone().timeout(self.limit).connect_lazy()
+    }
+
+    /// The headers of every call.
+    pub fn metadata(&self) -> &MetadataMap {
+        &self.metadata
+    }
+
+    /// Its address, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Limit of one call.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+}
+
+fn tls(config: &OtlpConfig) -> Result<ClientTlsConfig, PeerError> {
+    // The handshake is not covered by the time-out of the connection.
+    let mut tls = ClientTlsConfig::new().timeout(config.timeout.min(CONNECT));
+    tls = match &config.ca_file {
+        Some(path) => tls.ca_certificate(Certificate::from_pem(read("ca_file", path)?)),
+        None => tls.with_enabled_roots(),
+    };
+    match (&config.cert_file, &config.key_file) {
+        (Some(cert), Some(key)) => {
+            Ok(tls.identity(Identity::from_pem(read("cert_file", cert)?, read("key_file", key)?)))
+        }
+        (None, None) => Ok(tls),
+        _ => Err(PeerError::HalfIdentity),
+    }
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, PeerError> {
+    std::fs::read(path).map_err(|source| PeerError::File { key, path: path.to_owned(), source })
+}
+
+fn metadata(config: &OtlpConfig) -> Result<MetadataMap, PeerError> {
+    let mut metadata = MetadataMap::new();
+    for (name, value) in &config.headers {
+        let wrong = || PeerError::Header(name.clone());
+        let key: MetadataKey<Ascii> = name.to_ascii_lowercase().parse().map_err(|_| wrong())?;
+        let mut value: MetadataValue<Ascii> = value.expose().parse().map_err(|_| wrong())?;
+        value.set_sensitive(true);
+        metadata.insert(key, value);
+    }
+    Ok(metadata)
+}
+
+/// An address with what stands before an `@` taken out: that is a secret.
+fn without_user(address: &str) -> String {
+    match (address.find("://"), address.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => {
+            let (start, end) = (address.get(..scheme + 3), address.get(at + 1..));
+            format!("{}{}", start.unwrap_or_default(), end.unwrap_or_default())
+        }
+        _ => address.to_owned(),
+    }
+}
+
+/// A kind of telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Metrics.
+    Metrics,
+    /// Traces.
+    Traces,
+    /// Logs.
+    Logs,
+}
+
+/// Whether the Collector is there, for all signals together: one line in the log when it goes and one
+/// when it is back, however many tries there are between.
+#[derive(Debug)]
+pub struct Presence {
+    peer: String,
+    absence: Mutex<Option<Absence>>,
+    /// Weak, since the log's own export belongs to it. Needed because the SDK's threads have no subscriber.
+    log: OnceLock<WeakDispatch>,
+}
+
+#[derive(Debug)]
+struct Absence {
+    since: Instant,
+    /// Those that found out. The success of another one proves nothing: a Collector may well take metrics
+    /// and no traces, and that is no coming and going.
+    of: Vec<Signal>,
+}
+
+impl Presence {
+    /// Thought to be there.
+    pub fn new(peer: &str) -> Self {
+        Self { peer: peer.to_owned(), absence: Mutex::new(None), log: OnceLock::new() }
+    }
+
+    /// Where the lines go, for callers on threads without a subscriber.
+    pub fn log_to(&self, dispatch: &Dispatch) {
+        let _ = self.log.set(dispatch.downgrade());
+    }
+
+    /// A signal was not taken, for a reason that may pass.
+    pub fn is_lost(&self, signal: Signal, why: &str) {
+        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *absence {
+            Some(absence) if absence.of.contains(&signal) => {}
+            Some(absence) => absence.of.push(signal),
+            None => {
+                *absence = Some(Absence { since: Instant::now(), of: vec![signal] });
+                drop(absence);
+                self.say(|| {
+                    tracing::warn!("OTLP: {} takes nothing for now, it is tried again: {why}", self.peer)
+                });
+            }
+        }
+    }
+
+    /// A signal was answered.
+    pub fn is_there(&self, signal: Signal) {
+        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = absence.take_if(|absence| absence.of.contains(&signal));
+        drop(absence);
+        if let Some(Absence { since, .. }) = ended {
+            let seconds = since.elapsed().as_secs();
+            self.say(|| tracing::info!("OTLP: {} is back after {seconds} s", self.peer));
+        }
+    }
+
+    /// Logs on behalf of a thread that has no subscriber.
+    pub fn say(&self, line: impl FnOnce()) {
+        match self.log.get().and_then(WeakDispatch::upgrade) {
+            Some(dispatch) => tracing::dispatcher::with_default(&dispatch, line),
+            None => line(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_without_the_user() {
+        assert_eq!(without_user("https://me:secret@otel.example.org:4317"), "https://otel.example.org:4317");
+        assert_eq!(without_user("http://localhost:4317"), "http://localhost:4317");
+    }
+}

@@ -1,0 +1,223 @@
+//! Empties the queue into the Collector: in order, one request under way, by the rules of the OTLP
+//! specification for what may be tried again.
+
+use super::encode::{Batch, describe, halve};
+use super::peer::{Presence, Signal};
+use super::queue::{Queue, Ticket};
+use super::transport::{CallError, Transport};
+use super::{Outcome, count};
+use crate::config::Compression;
+use crate::outcome::chain;
+use crate::stats::Stats;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause that is chosen here.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause that a Collector may ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(300);
+/// Pause while the agent ends: there is no time left for more.
+const CLOSING_PAUSE: Duration = Duration::from_millis(200);
+/// Characters of a Collector's message that are logged.
+const MESSAGE: usize = 200;
+
+/// The sender. One for each queue.
+#[derive(Debug)]
+pub struct Sender<T> {
+    transport: T,
+    queue: Arc<Queue>,
+    presence: Arc<Presence>,
+    stats: Arc<Stats>,
+    configured: Compression,
+    compression: Compression,
+    pause: Duration,
+    /// The last complaint that was logged, so that the same one is not repeated with each request.
+    complaint: String,
+}
+
+/// What a failed call means.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    /// Try the same again, not before this pause if the Collector asked for one.
+    Again(Option<Duration>),
+    /// It is too large: try its halves.
+    Halve,
+    /// The compression is not known there.
+    Compression,
+    /// It will never be taken.
+    Refused,
+}
+
+impl<T: Transport> Sender<T> {
+    /// With `compression` until the Collector turns out not to know it.
+    pub fn new(
+        transport: T,
+        queue: Arc<Queue>,
+        presence: Arc<Presence>,
+        stats: Arc<Stats>,
+        compression: Compression,
+    ) -> Self {
+        let complaint = String::new();
+        let (configured, pause) = (compression, SHORTEST_PAUSE);
+        Self { transport, queue, presence, stats, configured, compression, pause, complaint }
+    }
+
+    /// Sends for ever. To be dropped when there is nothing left, or no time; once `closing` says so,
+    /// pauses are short.
+    pub async fn run(mut self, mut closing: watch::Receiver<bool>) {
+        loop {
+            let (ticket, batch) = self.queue.wait_front().await;
+            let Some(pause) = self.deliver(ticket, batch).await else { continue };
+            let ends = *closing.borrow_and_update();
+            let pause = if ends { pause.min(CLOSING_PAUSE) } else { pause };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The sender of the channel goes with the exporter, which aborts this task as well.
+                _ = closing.changed(), if !ends => {}
+            }
+            count(&self.stats, Outcome::Dropped, self.queue.expire(SystemTime::now()));
+        }
+    }
+
+    /// Tries the oldest entry once. Returns the pause before the next try.
+    async fn deliver(&mut self, ticket: Ticket, batch: Batch) -> Option<Duration> {
+        let error = match self.transport.send(batch.bytes.clone(), self.compression).await {
+            Ok(partial) => {
+                self.presence.is_there(Signal::Metrics);
+                self.pause = SHORTEST_PAUSE;
+                let rejected = partial.as_ref().map_or(0, |partial| partial.rejected_data_points);
+                let rejected = usize::try_from(rejected).unwrap_or(0).min(batch.points);
+                self.settle(ticket, batch.points - rejected, rejected);
+                if let Some(partial) = partial {
+                    self.complain(format!("{rejected} points rejected: {:.MESSAGE$}", partial.error_message));
+                }
+                return None;
+            }
+            Err(error) => error,
+        };
+        match judge(&error) {
+            Verdict::Again(asked) => {
+                self.presence.is_lost(Signal::Metrics, &explain(&error));
+                Some(self.next_pause(asked))
+            }
+            Verdict::Halve => {
+                self.presence.is_there(Signal::Metrics);
+                self.halve(ticket, &batch, &error);
+                None
+            }
+            Verdict::Compression if self.compression != Compression::None => {
+                self.presence.is_there(Signal::Metrics);
+                let (old, new) = (self.compression, simpler(self.compression));
+                self.complain(format!("{old:?} compression is not known there, using {new:?}"));
+                self.compression = new;
+                None
+            }
+            Verdict::Compression | Verdict::Refused => {
+                self.presence.is_there(Signal::Metrics);
+                // It was not the compression that was not implemented.
+                self.compression = self.configured;
+                self.settle(ticket, 0, batch.points);
+                self.complain(format!("requests are refused: {}", explain(&error)));
+                None
+            }
+        }
+    }
+
+    fn halve(&mut self, ticket: Ticket, batch: &Batch, error: &CallError) {
+        match halve(&batch.bytes) {
+            Ok([first, second]) if second.points > 0 => {
+                self.queue.replace(ticket, [first, second]);
+            }
+            _ => {
+                self.settle(ticket, 0, batch.points);
+                let point = describe(&batch.bytes);
+                tracing::warn!(
+                    "OTLP: the point {point} is refused by itself and given up: {}",
+                    explain(error)
+                );
+            }
+        }
+    }
+
+    fn settle(&self, ticket: Ticket, exported: usize, rejected: usize) {
+        // What the cap took while it was under way is counted as dropped already.
+        if self.queue.acknowledge(ticket) {
+            count(&self.stats, Outcome::Exported, exported);
+            count(&self.stats, Outcome::Rejected, rejected);
+        }
+    }
+
+    fn next_pause(&mut self, asked: Option<Duration>) -> Duration {
+        // Jitter, so that many agents do not come back to a Collector at one moment.
+        let own = self.pause.mul_f64(rand::random_range(0.5..1.0));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        asked.map_or(own, |asked| asked.min(LONGEST_ASKED).max(own))
+    }
+
+    fn complain(&mut self, complaint: String) {
+        if complaint != self.complaint {
+            tracing::warn!("OTLP: {complaint}");
+            self.complaint = complaint;
+        }
+    }
+}
+
+fn simpler(compression: Compression) -> Compression {
+    match compression {
+        Compression::Zstd => Compression::Gzip,
+        Compression::Gzip | Compression::None => Compression::None,
+    }
+}
+
+/// The retryable codes are those of the OTLP specification ("OTLP/gRPC Response"): RESOURCE_EXHAUSTED is
+/// one only if the server says when to come back.
+fn judge(error: &CallError) -> Verdict {
+    let status = match error {
+        CallError::TimedOut(_) => return Verdict::Again(None),
+        CallError::Status(status) => status,
+    };
+    let asked = retry_delay(status);
+    match status.code() {
+        Code::ResourceExhausted if asked.is_none() => Verdict::Halve,
+        // What a server made with tonic says where one made with grpc-go says RESOURCE_EXHAUSTED.
+        Code::OutOfRange if status.message().contains("message length too large") => Verdict::Halve,
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => Verdict::Again(asked),
+        Code::Unimplemented => Verdict::Compression,
+        // Not the server's word: the connection broke, and gRPC has no better code for that.
+        _ if std::error::Error::source(&**status).is_some() => Verdict::Again(None),
+        _ => Verdict::Refused,
+    }
+}
+
+fn retry_delay(status: &Status) -> Option<Duration> {
+    let info = status.get_details_retry_info()?;
+    Some(info.retry_delay.unwrap_or_default())
+}
+
+fn explain(error: &CallError) -> String {
+    match error {
+        CallError::TimedOut(limit) => format!("no answer within {limit:?}"),
+        CallError::Status(status) => {
+            let why = match std::error::Error::source(&**status) {
+                Some(source) => chain(source),
+                None => status.message().replace(['\n', '\r'], " "),
+            };
+            format!("{:?}: {why:.MESSAGE$}", status.code())
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "sender_tests.rs"]
+mod tests;

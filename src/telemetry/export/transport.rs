@@ -1,0 +1,131 @@
+//! One call of OTLP's metrics service with bytes that are encoded already, so that what was kept is sent
+//! again as it was, with its own times.
+
+use super::peer::Peer;
+use crate::config::Compression;
+use bytes::{Buf, BufMut, Bytes};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsPartialSuccess, ExportMetricsServiceResponse,
+};
+use prost::Message;
+use std::future::Future;
+use std::time::Duration;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+
+/// Why a call brought nothing.
+#[derive(Debug)]
+pub enum CallError {
+    /// The peer's answer, or gRPC's word for a broken connection.
+    Status(Box<Status>),
+    /// No answer within this time.
+    TimedOut(Duration),
+}
+
+/// Sends one request. A trait so that the sender's rules can be tested without a network.
+pub trait Transport: Send {
+    /// Sends once. Returns within its limit.
+    fn send(
+        &mut self,
+        bytes: Bytes,
+        compression: Compression,
+    ) -> impl Future<Output = Result<Option<ExportMetricsPartialSuccess>, CallError>> + Send;
+}
+
+/// gRPC over the peer's channel.
+#[derive(Debug)]
+pub struct GrpcTransport {
+    peer: Peer,
+    channel: Channel,
+}
+
+impl GrpcTransport {
+    /// Connects at the first call. To be made inside a runtime.
+    pub fn new(peer: Peer) -> Self {
+        let channel = peer.channel();
+        Self { peer, channel }
+    }
+}
+
+impl Transport for GrpcTransport {
+    async fn send(
+        &mut self,
+        bytes: Bytes,
+        compression: Compression,
+    ) -> Result<Option<ExportMetricsPartialSuccess>, CallError> {
+        let limit = self.peer.limit();
+        // Compression belongs to a `Grpc` value, hence a new one each time; it is cheap.
+        let mut grpc = Grpc::new(self.channel.clone());
+        if let Some(encoding) = encoding(compression) {
+            grpc = grpc.send_compressed(encoding);
+        }
+        let mut request = Request::new(bytes);
+        *request.metadata_mut() = self.peer.metadata().clone();
+        let call = async {
+            grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+            grpc.unary(request, PathAndQuery::from_static(EXPORT), RawCodec).await
+        };
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner().partial_success),
+            Ok(Err(status)) => Err(CallError::Status(Box::new(status))),
+            Err(_) => {
+                // A connection into a black hole would be used until TCP gives it up, after minutes.
+                self.channel = self.peer.channel();
+                Err(CallError::TimedOut(limit))
+            }
+        }
+    }
+}
+
+fn encoding(compression: Compression) -> Option<CompressionEncoding> {
+    match compression {
+        Compression::Zstd => Some(CompressionEncoding::Zstd),
+        Compression::Gzip => Some(CompressionEncoding::Gzip),
+        Compression::None => None,
+    }
+}
+
+/// Writes bytes as they are; reads the service's response.
+#[derive(Debug, Clone, Copy)]
+struct RawCodec;
+
+impl Codec for RawCodec {
+    type Encode = Bytes;
+    type Decode = ExportMetricsServiceResponse;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, target: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        target.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for RawCodec {
+    type Item = ExportMetricsServiceResponse;
+    type Error = Status;
+
+    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        let bytes = source.copy_to_bytes(source.remaining());
+        let response = ExportMetricsServiceResponse::decode(bytes);
+        response.map(Some).map_err(|error| Status::internal(format!("unreadable response: {error}")))
+    }
+}
