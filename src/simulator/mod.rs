@@ -17,6 +17,7 @@ mod host_plug;
 mod host_session;
 mod host_sshd;
 mod host_state;
+pub mod lab;
 pub mod scenario;
 pub mod scripts;
 pub mod shell;
