@@ -1,7 +1,12 @@
 //! The simulated hosts, seen by another client than the agent's: russh's, used plainly.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod harness;
+
 use esxi_otel_agent::simulator::faults::{HostFault, ServiceState};
-use esxi_otel_agent::simulator::host::{FleetHandle, FleetSpec, HostFleet, Lockout, Sockets};
+use esxi_otel_agent::simulator::host::{FleetHandle, FleetSpec, Lockout, Sockets};
+use harness::{fleet, hosts, in_time, until_equal};
 use russh::client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse as Prompts};
 use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Preferred, cipher, kex};
@@ -12,8 +17,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// Trusts any host key and remembers it.
 #[derive(Clone, Default)]
@@ -43,8 +46,7 @@ fn config() -> Arc<client::Config> {
 
 async fn connect(address: SocketAddr) -> Result<(Handle<Trusting>, PublicKey), russh::Error> {
     let trusting = Trusting::default();
-    let session =
-        timeout(LIMIT, client::connect(config(), address, trusting.clone())).await.expect("in time")?;
+    let session = in_time("the handshake", client::connect(config(), address, trusting.clone())).await?;
     let key = trusting.0.lock().unwrap().clone().expect("a host key");
     Ok((session, key))
 }
@@ -87,17 +89,13 @@ async fn exec(session: &Handle<Trusting>, command: &str) -> Result<(String, Opti
             }
         }
     };
-    timeout(LIMIT, read).await.expect("the channel is closed in time");
+    in_time("the close of the channel", read).await;
     Ok((String::from_utf8_lossy(&output).into_owned(), exit))
-}
-
-fn fleet(spec: FleetSpec) -> FleetHandle {
-    HostFleet::start(spec).unwrap()
 }
 
 #[tokio::test]
 async fn a_host_lets_the_account_in_and_runs_what_it_is_told() {
-    let fleet = fleet(FleetSpec { hosts: 2, ..FleetSpec::default() });
+    let fleet = hosts(2);
     fleet.set_service(1, "hostd", ServiceState::Stopped);
     let command = "/etc/init.d/hostd status; /etc/init.d/nsx-opsagent status; echo $((6*7)); exit 3";
     for (host, line) in [(0, "hostd is running."), (1, "hostd is not running.")] {
@@ -113,7 +111,7 @@ async fn a_host_lets_the_account_in_and_runs_what_it_is_told() {
 
 #[tokio::test]
 async fn all_hosts_share_one_socket_and_keep_their_own_keys() {
-    let fleet = fleet(FleetSpec { hosts: 600, ..FleetSpec::default() });
+    let fleet = hosts(600);
     assert_eq!(fleet.sockets(), Sockets::Shared);
     let (_, first) = connect(fleet.address(0)).await.unwrap();
     let (_, last) = connect(fleet.address(599)).await.unwrap();
@@ -152,13 +150,13 @@ async fn wrong_passwords_lock_the_account_even_for_the_right_one() {
 
 #[tokio::test]
 async fn the_method_password_is_off_and_does_not_count() {
-    let fleet = fleet(FleetSpec::default());
+    let fleet = hosts(1);
     let (mut session, _) = connect(fleet.address(0)).await.unwrap();
     let AuthResult::Failure { remaining_methods, .. } = session.authenticate_none("root").await.unwrap()
     else {
         panic!("let in without a secret")
     };
-    let offered: Vec<String> = remaining_methods.iter().map(|m| String::from(m)).collect();
+    let offered: Vec<String> = remaining_methods.iter().map(String::from).collect();
     assert_eq!(offered, ["publickey", "keyboard-interactive"]);
     assert!(!session.authenticate_password("root", "simulated").await.unwrap().success());
     assert_eq!(fleet.failed_logins(0), 0);
@@ -200,7 +198,7 @@ async fn a_host_that_refuses_or_hangs_does_so_before_ssh() {
 
 #[tokio::test]
 async fn faults_are_that_hosts_alone() {
-    let fleet = fleet(FleetSpec { hosts: 16, ..FleetSpec::default() });
+    let fleet = hosts(16);
     let short = Duration::from_millis(300);
 
     fleet.set_fault(1, HostFault::NotSsh);
@@ -255,10 +253,11 @@ async fn channels_beyond_max_sessions_are_refused_until_one_is_closed() {
 
 #[tokio::test]
 async fn killed_sessions_end_and_new_ones_are_welcome() {
-    let fleet = fleet(FleetSpec::default());
+    let fleet = hosts(1);
     let session = login(&fleet, 0).await;
     fleet.kill_sessions(0);
-    assert!(timeout(LIMIT, exec(&session, "true")).await.unwrap().is_err());
+    until_equal("the sessions", 0, || fleet.sessions(0)).await;
+    assert!(in_time("the end of the session", exec(&session, "true")).await.is_err());
     login(&fleet, 0).await;
 }
 

@@ -93,9 +93,8 @@ impl Slot {
 
 /// Binds the sockets of a fleet. Returns them and the port.
 pub(super) fn bind(spec: &FleetSpec) -> Result<(Bound, u16), FleetError> {
-    let wanted = spec
-        .sockets
-        .unwrap_or_else(|| if spec.hosts <= PER_HOST_UP_TO { Sockets::PerHost } else { Sockets::Shared });
+    let by_size = if spec.hosts <= PER_HOST_UP_TO { Sockets::PerHost } else { Sockets::Shared };
+    let wanted = spec.sockets.unwrap_or(by_size);
     let failed = |address, source| FleetError::Listen { address, source };
     if wanted == Sockets::Shared {
         let wildcard = SocketAddr::from((Ipv4Addr::UNSPECIFIED, spec.port));

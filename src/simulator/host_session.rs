@@ -308,9 +308,10 @@ impl Reply {
             Some(HostFault::Flood(bytes)) => {
                 let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
                 while left > 0 {
-                    let piece = left.min(FLOOD.len());
-                    handle.data(channel, Bytes::from_static(&FLOOD[..piece])).await?;
-                    left -= piece;
+                    let mut piece = Bytes::from_static(&FLOOD);
+                    piece.truncate(left);
+                    left -= piece.len();
+                    handle.data(channel, piece).await?;
                 }
                 return self.end().await;
             }

@@ -18,7 +18,7 @@ pub(super) const IDENTIFICATION: &str = "SSH-2.0-OpenSSH_8.8";
 
 /// Which host keys a fleet has. ECDSA keys are made for each host; one RSA key is shared by all, as it
 /// takes a second to make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum HostKeys {
     /// ECDSA with nistp256.
     Ecdsa,

@@ -30,10 +30,11 @@ pub struct VcenterAccess {
 
 /// The files for an agent that runs in `folder`, an absolute path, and pushes to `otlp`.
 pub fn files(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path, otlp: &str) -> Vec<LabFile> {
+    let config = config(scenario, vcenters, folder, otlp);
     let public = |name, text| LabFile { name, text, secret: false };
     let mut files = vec![
         public("atlas.json", format!("{:#}\n", atlas(scenario))),
-        public("config.yaml", format!("# A simulated estate. Made anew at each start.\n{:#}\n", config(scenario, vcenters, folder, otlp))),
+        public("config.yaml", format!("# A simulated estate. Made anew at each start.\n{}", yaml(&config))),
         LabFile { name: "env", text: environment(scenario, vcenters, folder), secret: true },
     ];
     if !vcenters.addresses.is_empty() {
@@ -60,7 +61,12 @@ fn atlas(scenario: &Scenario) -> Value {
     scenario.hosts.iter().map(row).collect()
 }
 
-/// The configuration. JSON, which is YAML, too, and needs no quoting rules of our own.
+/// JSON is YAML, too, though less of a pleasure to read.
+fn yaml(value: &Value) -> String {
+    serde_yaml::to_string(value).unwrap_or_else(|_| format!("{value:#}\n"))
+}
+
+/// The configuration.
 fn config(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path, otlp: &str) -> Value {
     let at = |name: &str| folder.join(name).display().to_string();
     let pairs = vcenters.addresses.iter().zip(scenario.vcenters.iter());
@@ -79,8 +85,10 @@ fn config(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path, otlp: &s
         "ssh": {"port": scenario.fleet.port()},
         "otlp": {"endpoint": otlp},
     });
-    if !list.is_empty() {
-        config["vcenter"] = json!({"ca_file": at("ca.pem")});
+    if !list.is_empty()
+        && let Some(keys) = config.as_object_mut()
+    {
+        keys.insert("vcenter".to_owned(), json!({"ca_file": at("ca.pem")}));
     }
     config
 }
@@ -92,7 +100,8 @@ fn environment(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path) -> 
     let mut variables =
         vec![("CONFIG_FILE", config.as_str()), ("ESXI_USER", user), ("ESXI_PASSWORD", password.expose())];
     if !vcenters.addresses.is_empty() {
-        variables.extend([("VCENTER_USER", vcenters.user.as_str()), ("VCENTER_PASSWORD", &vcenters.password)]);
+        variables
+            .extend([("VCENTER_USER", vcenters.user.as_str()), ("VCENTER_PASSWORD", &vcenters.password)]);
     }
     variables.iter().map(|(name, value)| format!("{name}={}\n", quoted(value))).collect()
 }
@@ -130,7 +139,9 @@ mod tests {
         };
         let files = lab(&vcenters);
         for file in &files {
-            let passwords = file.text.contains("simulated\n") || file.text.contains("'simulated'") || file.text.contains("it'");
+            let passwords = file.text.contains("simulated\n")
+                || file.text.contains("'simulated'")
+                || file.text.contains("it'");
             assert_eq!(passwords, file.secret, "{}", file.name);
         }
         assert!(text(&files, "env").contains("VCENTER_PASSWORD='it'\\''s'\n"));

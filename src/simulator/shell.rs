@@ -299,10 +299,13 @@ fn is_nonce(word: &str) -> bool {
 fn replace(bytes: Bytes, from: &[String], to: &[String]) -> Bytes {
     let mut out = BytesMut::from(&bytes[..]);
     for (from, to) in from.iter().zip(to) {
-        let mut start = 0;
-        while let Some(at) = bytes[start..].windows(from.len()).position(|window| window == from.as_bytes()) {
-            out[start + at..start + at + to.len()].copy_from_slice(to.as_bytes());
-            start += at + from.len();
+        let mut rest = &mut out[..];
+        while let Some(at) = rest.windows(from.len()).position(|window| window == from.as_bytes()) {
+            let (found, after) = rest.split_at_mut(at + from.len());
+            if let Some(place) = found.get_mut(at..) {
+                place.copy_from_slice(to.as_bytes());
+            }
+            rest = after;
         }
     }
     out.freeze()
