@@ -5,13 +5,12 @@ use crate::accounts::Secret;
 use crate::simulator::faults::FaultShare;
 use crate::simulator::host::{FleetError, FleetSpec, HostKeys};
 use crate::simulator::lab::{self, LabFile, VcenterAccess};
-use crate::simulator::scenario::{Scenario, ScenarioSpec, SimulatedHost, SimulatedVcenter, Vcenters};
+use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use rand::distr::{Alphanumeric, SampleString as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -86,8 +85,8 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         ..FleetSpec::default()
     };
     let spec = ScenarioSpec { vcenters: args.vcenters, faults: args.faults.clone(), fleet };
-    let mut access = VcenterAccess::default();
-    let scenario = Scenario::start(spec, |vcenters, hosts| start_vcenters(vcenters, hosts, &mut access))?;
+    let scenario = Scenario::start(spec)?;
+    let access = VcenterAccess::default();
     for file in lab::files(&scenario, &access, &folder, &args.otlp_endpoint) {
         write(&folder, &file)?;
     }
@@ -106,15 +105,6 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
     }
     scenario.shutdown().await;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Starts the vCenters of an estate.
-fn start_vcenters(
-    _vcenters: &[SimulatedVcenter],
-    _hosts: &[SimulatedHost],
-    _access: &mut VcenterAccess,
-) -> Result<Arc<dyn Vcenters>, SimulateError> {
-    Ok(Arc::new(()))
 }
 
 /// A password that a second start with the same seed has, too, so that an agent that still runs is not

@@ -113,15 +113,14 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::host::{FleetError, FleetSpec};
+    use super::super::host::FleetSpec;
     use super::super::scenario::ScenarioSpec;
     use super::*;
-    use std::sync::Arc;
 
     fn lab(vcenters: &VcenterAccess) -> Vec<LabFile> {
         let fleet = FleetSpec { hosts: 3, ..FleetSpec::default() };
         let spec = ScenarioSpec { vcenters: vcenters.addresses.len(), faults: vec![], fleet };
-        let scenario = Scenario::start::<FleetError>(spec, |_, _| Ok(Arc::new(()))).unwrap();
+        let scenario = Scenario::start(spec).unwrap();
         files(&scenario, vcenters, Path::new("/some/lab"), "http://localhost:4317")
     }
 

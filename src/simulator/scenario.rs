@@ -1,6 +1,6 @@
 //! A whole simulated estate: vCenters, their hosts, and what goes wrong with them; the same from the same
 //! seed. Nothing of it needs a name server: hosts are visited by their addresses on the loopback network,
-//! and vCenters know these as the hosts' management addresses.
+//! and vCenters call them by these, as they do with hosts that were added by address.
 
 use super::faults::{Fault, FaultShare, ServiceState};
 use super::host::{FleetError, FleetHandle, FleetSpec, HostFleet};
@@ -38,11 +38,9 @@ pub struct ScenarioSpec {
 /// A host of the estate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimulatedHost {
-    /// Short name, as an inventory has it.
+    /// Name, as an inventory has it.
     pub name: String,
-    /// Full name, as its vCenter has it.
-    pub full_name: String,
-    /// Where it is visited, and its management address in vCenter.
+    /// Where it is visited, and what its vCenter calls it.
     pub address: Ipv4Addr,
     /// Index of its vCenter; `None` in an estate without.
     pub vcenter: Option<usize>,
@@ -91,21 +89,23 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Starts the hosts, and gives the faults to those that the seed picks. `connect` starts the vCenters
-    /// for these hosts and says how they are controlled; `|_, _| Ok(Arc::new(()))` has none.
-    pub fn start<E: From<FleetError>>(
-        spec: ScenarioSpec,
-        connect: impl FnOnce(&[SimulatedVcenter], &[SimulatedHost]) -> Result<Arc<dyn Vcenters>, E>,
-    ) -> Result<Self, E> {
+    /// Starts the hosts, and gives the faults to those that the seed picks. The vCenters are known, and
+    /// are there once [`Self::with_vcenters`] says so.
+    pub fn start(spec: ScenarioSpec) -> Result<Self, FleetError> {
         let ScenarioSpec { vcenters, faults, fleet } = spec;
         let (seed, user, password) = (fleet.seed, fleet.user.clone(), fleet.password.clone());
         allow_descriptors(fleet.hosts as u64 * 3 + 256);
         let fleet = HostFleet::start(fleet)?;
-        let hosts: Arc<[_]> = (0..fleet.len()).map(|index| host(index, fleet.ip(index), vcenters)).collect();
-        let vcenters: Arc<[_]> = (0..vcenters).map(vcenter).collect();
+        let hosts = (0..fleet.len()).map(|index| host(index, fleet.ip(index), vcenters)).collect();
+        let vcenters = (0..vcenters).map(vcenter).collect();
         distribute(&fleet, seed, &faults);
-        let control = connect(&vcenters, &hosts)?;
-        Ok(Self { fleet, hosts, vcenters, control, seed, user, password })
+        Ok(Self { fleet, hosts, vcenters, control: Arc::new(()), seed, user, password })
+    }
+
+    /// From now on incidents reach the vCenters, too.
+    #[must_use]
+    pub fn with_vcenters(self, control: Arc<dyn Vcenters>) -> Self {
+        Self { control, ..self }
     }
 
     /// The account of all hosts.
@@ -175,9 +175,8 @@ fn host(index: usize, address: Ipv4Addr, vcenters: usize) -> SimulatedHost {
     // Whole clusters belong to one vCenter.
     let vcenter = cluster.checked_rem(vcenters);
     let name = format!("node{node:03}-bb{:03}", cluster + 1);
-    let full_name = format!("{name}.cc.{REGION}.{DOMAIN}");
     let site = site(vcenter.unwrap_or_default());
-    SimulatedHost { name, full_name, address, vcenter, site, cluster: format!("bb{:03}", cluster + 1) }
+    SimulatedHost { name, address, vcenter, site, cluster: format!("bb{:03}", cluster + 1) }
 }
 
 /// Gives each fault to its share of the hosts, at least to one if there is a share at all, and to others
@@ -225,15 +224,15 @@ mod tests {
     fn start(hosts: usize, vcenters: usize, faults: &[&str]) -> Scenario {
         let faults = faults.iter().map(|text| text.parse().unwrap()).collect();
         let spec = ScenarioSpec { vcenters, faults, fleet: FleetSpec { hosts, ..FleetSpec::default() } };
-        Scenario::start::<FleetError>(spec, |_, _| Ok(Arc::new(()))).unwrap()
+        Scenario::start(spec).unwrap()
     }
 
     #[tokio::test]
     async fn hosts_have_names_and_addresses_of_their_own_and_whole_clusters_one_vcenter() {
         let scenario = start(100, 3, &[]);
-        let names: HashSet<_> = scenario.hosts.iter().map(|host| &host.full_name).collect();
+        let names: HashSet<_> = scenario.hosts.iter().map(|host| &host.name).collect();
         assert_eq!(names.len(), 100);
-        assert_eq!(scenario.hosts[16].full_name, "node001-bb002.cc.qa-de-1.example.org");
+        assert_eq!(scenario.hosts[16].name, "node001-bb002");
         assert_eq!(scenario.hosts[16].vcenter, Some(1));
         assert_eq!(scenario.hosts[16].site, scenario.vcenters[1].site);
         assert_eq!(scenario.vcenters[1].full_name, "vc-b-0.cc.qa-de-1.example.org");
@@ -273,7 +272,7 @@ mod tests {
     async fn incidents_begin_and_end() {
         let noted = Arc::new(Noted::default());
         let spec = ScenarioSpec { vcenters: 1, faults: vec![], fleet: FleetSpec::default() };
-        let scenario = Scenario::start::<FleetError>(spec, |_, _| Ok(noted.clone())).unwrap();
+        let scenario = Scenario::start(spec).unwrap().with_vcenters(noted.clone());
         let act = |begins, incident| scenario.act(Step { at: Duration::ZERO, begins, incident });
         let stops = Incident::Service(0, "hostd", ServiceKind::Stops);
         act(true, stops);
