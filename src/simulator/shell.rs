@@ -1,0 +1,590 @@
+//! The shell of a simulated host: whatever command a client sends is run by a real POSIX shell (busybox's
+//! ash where there is one, as on ESXi, else `/bin/sh`) against stand-in init scripts that act out the
+//! host's state. Nothing here looks at what the command means; only the path prefix `/etc/init.d/` is
+//! replaced by a scratch folder's, and the other way round in the output.
+//!
+//! # How ten thousand hosts are run on two cores
+//!
+//! A run is recorded with its times, and the recording is played to every further client that sends the
+//! same command to a host in the same state. This stays honest, since:
+//!
+//! * the first run is a real one, and is played live to the clients that wait for it;
+//! * the key covers all that the answer can depend on: the whole command, and the state of every service.
+//!   A command of one byte more is another command and is run;
+//! * only *nonces* are not part of the key: runs of at least 16 hexadecimal or base32 characters that hold
+//!   letters and two digits or more, such as the marker that a client makes up for each session. They count by
+//!   their place and length, and the client's own are put into its answer;
+//! * times are part of the recording: what took two seconds takes two seconds. Pauses below 100 ms are
+//!   taken as the machine's own and not repeated.
+//!
+//! What would differ from run to run (the clock, process ids, random numbers) is that of the first run.
+//! Where this matters, [`ShellSpec::memoise`] switches it off.
+
+use super::scripts::{self, Services};
+use bytes::{Bytes, BytesMut};
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// Where a client believes the init scripts to be.
+const INIT_D: &str = "/etc/init.d/";
+/// Pauses below this are the machine's own. Also how long part of a line waits for the rest of it.
+const NOISE: Duration = Duration::from_millis(100);
+/// Recordings kept; when there are more all are forgotten.
+const MOST_RECORDINGS: usize = 4_096;
+
+/// Limits of a [`Shell`].
+#[derive(Debug, Clone)]
+pub struct ShellSpec {
+    /// Play recordings to clients that ask the same of hosts in the same state.
+    pub memoise: bool,
+    /// A run is killed after this time; its clients get no exit status and no end.
+    pub run_limit: Duration,
+    /// A run is killed when it has printed so many bytes.
+    pub output_cap: usize,
+    /// Most runs at a time. Most of them sleep.
+    pub concurrency: usize,
+}
+
+impl Default for ShellSpec {
+    fn default() -> Self {
+        Self { memoise: true, run_limit: Duration::from_secs(60), output_cap: 16 << 20, concurrency: 8 }
+    }
+}
+
+/// One step of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Standard output.
+    Stdout(Bytes),
+    /// Standard error.
+    Stderr(Bytes),
+    /// The shell has ended. Output of processes that it left behind may follow.
+    Exit(u32),
+    /// Nobody holds the output any longer.
+    End,
+}
+
+/// Runs commands. When it is dropped all that still runs is killed and the scratch folder removed.
+#[derive(Debug)]
+pub struct Shell {
+    program: PathBuf,
+    scratch: tempfile::TempDir,
+    spec: ShellSpec,
+    recordings: Mutex<HashMap<Key, watch::Receiver<Recording>>>,
+    folders: Arc<tokio::sync::Mutex<HashMap<Arc<Services>, PathBuf>>>,
+    slots: Arc<Semaphore>,
+    runs: TaskTracker,
+    stop: CancellationToken,
+    _kill: DropGuard,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    command: String,
+    services: Arc<Services>,
+}
+
+impl Shell {
+    /// A shell with a scratch folder in the system's folder for temporary files, which must not be
+    /// mounted `noexec`.
+    pub fn new(spec: ShellSpec) -> io::Result<Self> {
+        let scratch = tempfile::Builder::new().prefix("esxi-simulator-").tempdir()?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if !scratch.path().to_str().is_some_and(|path| path.chars().all(plain)) {
+            let message = format!("{}: a shell would not take this path as it is", scratch.path().display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let stop = CancellationToken::new();
+        Ok(Self {
+            program: find_shell(),
+            scratch,
+            recordings: Mutex::default(),
+            folders: Arc::default(),
+            slots: Arc::new(Semaphore::new(spec.concurrency.max(1))),
+            runs: TaskTracker::new(),
+            _kill: stop.clone().drop_guard(),
+            stop,
+            spec,
+        })
+    }
+
+    /// Runs `command` on a host whose services are in these states, or plays the recording of such a run.
+    pub fn run(&self, command: &str, services: &Arc<Services>) -> Answer {
+        let (shape, nonces) = normalise(command);
+        let recording = if self.spec.memoise {
+            let mut all = self.recordings.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() > MOST_RECORDINGS {
+                all.clear();
+            }
+            let key = Key { command: shape, services: services.clone() };
+            all.entry(key).or_insert_with(|| self.record(command, &nonces, services)).clone()
+        } else {
+            self.record(command, &nonces, services)
+        };
+        Answer { recording, started: Instant::now(), next: 0, nonces }
+    }
+
+    /// How many different runs are remembered.
+    pub fn recordings(&self) -> usize {
+        self.recordings.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Kills what still runs and waits until it is gone.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.runs.close();
+        self.runs.wait().await;
+    }
+
+    /// Starts a run in the background.
+    fn record(
+        &self,
+        command: &str,
+        nonces: &[String],
+        services: &Arc<Services>,
+    ) -> watch::Receiver<Recording> {
+        let (recorder, recording) =
+            watch::channel(Recording { nonces: nonces.to_vec(), ..Default::default() });
+        let run = Run {
+            program: self.program.clone(),
+            scratch: self.scratch.path().to_owned(),
+            command: command.to_owned(),
+            services: services.clone(),
+            folders: self.folders.clone(),
+            spec: self.spec.clone(),
+        };
+        let (slots, stop) = (self.slots.clone(), self.stop.clone());
+        self.runs.spawn(async move {
+            let work = async {
+                let Ok(_slot) = slots.acquire_owned().await else { return };
+                run.run(&Recorder { recorder: &recorder, started: Instant::now() }).await;
+            };
+            // Dropping the run kills its processes.
+            let _ = stop.run_until_cancelled(work).await;
+            recorder.send_modify(|recording| recording.done = true);
+        });
+        recording
+    }
+}
+
+fn find_shell() -> PathBuf {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let busybox = std::env::split_paths(&folders).map(|folder| folder.join("busybox"));
+    busybox.into_iter().find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from("/bin/sh"))
+}
+
+/// What a run printed, and when.
+#[derive(Debug, Default)]
+struct Recording {
+    events: Vec<(Duration, Event)>,
+    bytes: usize,
+    /// Time of the last event as it was, and as it will be played.
+    last: (Duration, Duration),
+    done: bool,
+    /// The nonces of the command that was run.
+    nonces: Vec<String>,
+}
+
+struct Recorder<'a> {
+    recorder: &'a watch::Sender<Recording>,
+    started: Instant,
+}
+
+impl Recorder<'_> {
+    fn push(&self, event: Event) {
+        let now = self.started.elapsed();
+        self.recorder.send_modify(|recording| {
+            let (before, played) = recording.last;
+            let pause = now.saturating_sub(before);
+            let at = if pause < NOISE { played } else { played + pause };
+            recording.last = (now, at);
+            if let Event::Stdout(bytes) | Event::Stderr(bytes) = &event {
+                recording.bytes += bytes.len();
+            }
+            recording.events.push((at, event));
+        });
+    }
+
+    fn bytes(&self) -> usize {
+        self.recorder.borrow().bytes
+    }
+}
+
+/// The answer to one command, step by step, at the time of each.
+#[derive(Debug)]
+pub struct Answer {
+    recording: watch::Receiver<Recording>,
+    started: Instant,
+    next: usize,
+    nonces: Vec<String>,
+}
+
+impl Answer {
+    /// The next step; waits until its time has come. `None` after [`Event::End`], or without one when
+    /// the run met a limit: such a command hangs.
+    pub async fn next(&mut self) -> Option<Event> {
+        let (at, event, from) = {
+            let position = self.next;
+            let state = self.recording.wait_for(|r| r.done || r.events.len() > position).await.ok()?;
+            let (at, first) = state.events.get(position)?;
+            let mut event = first.clone();
+            let mut taken = 1;
+            // Output of one moment goes out in one piece.
+            while let (Event::Stdout(bytes), Some((time, Event::Stdout(more)))) =
+                (&event, state.events.get(position + taken))
+                && time == at
+            {
+                event = Event::Stdout([&bytes[..], &more[..]].concat().into());
+                taken += 1;
+            }
+            self.next += taken;
+            (*at, event, if state.nonces == self.nonces { None } else { Some(state.nonces.clone()) })
+        };
+        tokio::time::sleep_until(self.started + at).await;
+        let own = |bytes: Bytes| match &from {
+            None => bytes,
+            Some(from) => replace(bytes, from, &self.nonces),
+        };
+        Some(match event {
+            Event::Stdout(bytes) => Event::Stdout(own(bytes)),
+            Event::Stderr(bytes) => Event::Stderr(own(bytes)),
+            other => other,
+        })
+    }
+}
+
+/// The command with its nonces replaced by their number and length, and the nonces.
+fn normalise(command: &str) -> (String, Vec<String>) {
+    let mut shape = String::with_capacity(command.len());
+    let mut nonces: Vec<String> = Vec::new();
+    let mut rest = command;
+    while !rest.is_empty() {
+        let word = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
+        let (head, tail) = rest.split_at(word.max(rest.chars().next().map_or(1, char::len_utf8)));
+        if is_nonce(head) {
+            let number = nonces.iter().position(|nonce| nonce == head).unwrap_or_else(|| {
+                nonces.push(head.to_owned());
+                nonces.len() - 1
+            });
+            // A NUL can't stand in a command.
+            shape.push_str(&format!("\0{number}:{}\0", head.len()));
+        } else {
+            shape.push_str(head);
+        }
+        rest = tail;
+    }
+    (shape, nonces)
+}
+
+fn is_nonce(word: &str) -> bool {
+    let all = |of: fn(u8) -> bool| word.bytes().all(of);
+    let hexadecimal = all(|b| b.is_ascii_hexdigit());
+    let base32 =
+        all(|b| matches!(b, b'A'..=b'Z' | b'2'..=b'7')) || all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
+    let digits = word.bytes().filter(u8::is_ascii_digit).count();
+    word.len() >= 16 && (hexadecimal || base32) && digits >= 2 && digits < word.len()
+}
+
+/// Puts the nonces `to` in the places of those of `from`; both have the same lengths.
+fn replace(bytes: Bytes, from: &[String], to: &[String]) -> Bytes {
+    let mut out = BytesMut::from(&bytes[..]);
+    for (from, to) in from.iter().zip(to) {
+        let mut rest = &mut out[..];
+        while let Some(at) = rest.windows(from.len()).position(|window| window == from.as_bytes()) {
+            let (found, after) = rest.split_at_mut(at + from.len());
+            if let Some(place) = found.get_mut(at..) {
+                place.copy_from_slice(to.as_bytes());
+            }
+            rest = after;
+        }
+    }
+    out.freeze()
+}
+
+/// One real run.
+struct Run {
+    program: PathBuf,
+    scratch: PathBuf,
+    command: String,
+    services: Arc<Services>,
+    folders: Arc<tokio::sync::Mutex<HashMap<Arc<Services>, PathBuf>>>,
+    spec: ShellSpec,
+}
+
+impl Run {
+    async fn run(&self, recorder: &Recorder<'_>) {
+        let (mut child, folder) = match self.start().await {
+            Ok(started) => started,
+            Err(error) => {
+                recorder.push(Event::Stderr(format!("sh: simulator: {error}\n").into()));
+                recorder.push(Event::Exit(126));
+                recorder.push(Event::End);
+                return;
+            }
+        };
+        let group = ProcessGroup(child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let output = async {
+            let pump = |stream, wrap| self.pump(stream, wrap, &folder, recorder);
+            tokio::join!(
+                async {
+                    if let Some(stream) = stdout {
+                        pump(Stream::Out(stream), Event::Stdout).await
+                    }
+                },
+                async {
+                    if let Some(stream) = stderr {
+                        pump(Stream::Err(stream), Event::Stderr).await
+                    }
+                },
+                async {
+                    let status = child.wait().await.ok();
+                    recorder.push(Event::Exit(status.and_then(exit_code).unwrap_or(255)));
+                }
+            );
+        };
+        let capped = async {
+            let mut watch = recorder.recorder.subscribe();
+            let _ = watch.wait_for(|recording| recording.bytes > self.spec.output_cap).await;
+        };
+        tokio::select! {
+            () = output => recorder.push(Event::End),
+            () = capped => {}
+            () = tokio::time::sleep(self.spec.run_limit) => {}
+        }
+        drop(group);
+    }
+
+    /// Writing the scripts and starting processes exclude each other: a process that is started while a
+    /// script is open for writing inherits the file, and the script could not be executed (ETXTBSY).
+    async fn start(&self) -> io::Result<(Child, PathBuf)> {
+        let mut folders = self.folders.lock().await;
+        let folder = match folders.get(&self.services) {
+            Some(folder) => folder.clone(),
+            None => {
+                let folder = self.scratch.join(folders.len().to_string());
+                scripts::write(&folder, &self.services)?;
+                folders.insert(self.services.clone(), folder.clone());
+                folder
+            }
+        };
+        let command = self.command.replace(INIT_D, &format!("{}/", folder.display()));
+        let child = Command::new(&self.program)
+            .arg0("sh")
+            .arg("-c")
+            .arg(command)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok((child, folder))
+    }
+
+    /// Records a stream line by line, so that no nonce is torn apart.
+    async fn pump(
+        &self,
+        mut stream: Stream,
+        wrap: fn(Bytes) -> Event,
+        folder: &Path,
+        recorder: &Recorder<'_>,
+    ) {
+        let folder = format!("{}/", folder.display());
+        let mut buffer = BytesMut::with_capacity(8 << 10);
+        loop {
+            let waiting = !buffer.is_empty();
+            buffer.reserve(8 << 10);
+            let read = tokio::time::timeout(NOISE, stream.read(&mut buffer));
+            let read = if waiting { read.await.ok() } else { Some(read.into_inner().await) };
+            let ended = matches!(read, Some(Ok(0) | Err(_)));
+            let whole = buffer.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let ready = if read.is_none() || ended || buffer.len() > 32 << 10 { buffer.len() } else { whole };
+            if ready > 0 {
+                recorder.push(wrap(put_back(&buffer.split_to(ready), &folder)));
+            }
+            if ended || recorder.bytes() > self.spec.output_cap {
+                return;
+            }
+        }
+    }
+}
+
+/// The scratch folder's path in the output becomes that of the init scripts again.
+fn put_back(output: &[u8], folder: &str) -> Bytes {
+    match std::str::from_utf8(output) {
+        Ok(text) if text.contains(folder) => text.replace(folder, INIT_D).into(),
+        _ => Bytes::copy_from_slice(output),
+    }
+}
+
+enum Stream {
+    Out(tokio::process::ChildStdout),
+    Err(tokio::process::ChildStderr),
+}
+
+impl Stream {
+    async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<usize> {
+            stream.read_buf(buffer).await
+        }
+        match self {
+            Self::Out(stream) => read(stream, buffer).await,
+            Self::Err(stream) => read(stream, buffer).await,
+        }
+    }
+}
+
+/// The processes of a run. Dropping kills them, also those that the shell left behind.
+struct ProcessGroup(Option<rustix::process::Pid>);
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Nobody left to kill is the usual case.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn exit_code(status: std::process::ExitStatus) -> Option<u32> {
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal))?;
+    u32::try_from(code).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::faults::ServiceState;
+    use super::*;
+
+    async fn all(mut answer: Answer) -> (String, Option<u32>) {
+        let (mut output, mut exit) = (String::new(), None);
+        while let Some(event) = answer.next().await {
+            match event {
+                Event::Stdout(bytes) | Event::Stderr(bytes) => {
+                    output.push_str(&String::from_utf8_lossy(&bytes))
+                }
+                Event::Exit(code) => exit = Some(code),
+                Event::End => break,
+            }
+        }
+        (output, exit)
+    }
+
+    fn with(name: &str, state: ServiceState) -> Arc<Services> {
+        let mut services = scripts::healthy();
+        services.insert(name.into(), state);
+        Arc::new(services)
+    }
+
+    #[tokio::test]
+    async fn a_command_is_run_by_a_shell_against_stand_ins() {
+        let shell = Shell::new(ShellSpec::default()).unwrap();
+        let services = with("vpxa", ServiceState::Stopped);
+        let command = "for s in hostd vpxa gone; do /etc/init.d/$s status; echo \"-- $?\"; done; exit 7";
+        let (output, exit) = all(shell.run(command, &services)).await;
+        assert!(output.contains("hostd is running.\n-- 0\n"), "{output}");
+        assert!(output.contains("vpxa is not running\n-- 3\n"), "{output}");
+        assert!(output.contains("-- 127"), "{output}");
+        assert!(output.contains("/etc/init.d/gone: not found"), "no trace of the scratch folder: {output}");
+        assert_eq!(exit, Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_recording_is_played_with_the_clients_own_marker() {
+        let shell = Shell::new(ShellSpec::default()).unwrap();
+        let services = Arc::new(scripts::healthy());
+        let ask =
+            |marker: &str| all(shell.run(&format!("echo {marker} $$; /etc/init.d/hostd status"), &services));
+        let (first, _) = ask("00112233445566778899aabbccddeeff").await;
+        let (second, _) = ask("ffeeddccbbaa99887766554433221100").await;
+        let pid = |output: &str| output.split_whitespace().nth(1).map(str::to_owned);
+        assert!(second.starts_with("ffeeddccbbaa99887766554433221100 "), "{second}");
+        assert_eq!(pid(&first), pid(&second), "the second answer was not a recording");
+        assert_eq!(shell.recordings(), 1);
+    }
+
+    #[tokio::test]
+    async fn another_state_or_another_byte_is_another_run() {
+        let shell = Shell::new(ShellSpec::default()).unwrap();
+        let ask = |command, state| all(shell.run(command, &with("hostd", state)));
+        let (running, _) = ask("/etc/init.d/hostd status", ServiceState::Running).await;
+        let (stopped, _) = ask("/etc/init.d/hostd status", ServiceState::Stopped).await;
+        let (other, _) = ask("/etc/init.d/hostd  status; echo", ServiceState::Stopped).await;
+        assert_ne!(running, stopped);
+        assert_ne!(stopped, other);
+        assert_eq!(shell.recordings(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_takes_its_time_takes_it_again_in_a_recording() {
+        let shell = Shell::new(ShellSpec::default()).unwrap();
+        let services = with("hostd", ServiceState::Slow(Duration::from_millis(400)));
+        for round in ["run", "recording"] {
+            let started = Instant::now();
+            let (output, _) = all(shell.run("/etc/init.d/hostd status", &services)).await;
+            assert!(output.contains("hostd is running."), "{output}");
+            assert!(started.elapsed() >= Duration::from_millis(390), "{round}: {:?}", started.elapsed());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_without_end_is_killed_and_its_client_gets_no_end() {
+        let limit = Duration::from_millis(300);
+        let shell = Shell::new(ShellSpec { run_limit: limit, ..Default::default() }).unwrap();
+        let services = with("hostd", ServiceState::Stubborn);
+        let mut answer = shell.run("echo $$; /etc/init.d/hostd status", &services);
+        let Some(Event::Stdout(pid)) = answer.next().await else { panic!("no output") };
+        assert_eq!(answer.next().await, None);
+        let pid: i32 = String::from_utf8_lossy(&pid).trim().parse().unwrap();
+        shell.close().await;
+        let group = rustix::process::Pid::from_raw(pid).unwrap();
+        let gone = || rustix::process::test_kill_process_group(group).is_err();
+        for _ in 0..200 {
+            if gone() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("processes of the run are still there");
+    }
+
+    #[tokio::test]
+    async fn output_has_a_cap() {
+        let shell = Shell::new(ShellSpec { output_cap: 100_000, ..Default::default() }).unwrap();
+        let services = with("hostd", ServiceState::Flood(10_000_000));
+        let (output, exit) = all(shell.run("/etc/init.d/hostd status", &services)).await;
+        assert!((100_000..200_000).contains(&output.len()), "{}", output.len());
+        assert_eq!(exit, None);
+    }
+
+    #[test]
+    fn nonces_count_by_place_and_length() {
+        let (one, _) = normalise("echo aa112233445566778899 a; echo aa112233445566778899");
+        let (two, nonces) = normalise("echo ff112233445566778899 a; echo ff112233445566778899");
+        assert_eq!(one, two);
+        assert_eq!(nonces, ["ff112233445566778899"]);
+        let shape = |command| normalise(command).0;
+        assert_ne!(shape("echo 00112233445566778899ff"), shape("echo 00112233445566778899ffff"));
+        assert_ne!(
+            shape("echo aa112233445566778899 bb112233445566778899"),
+            shape("echo aa112233445566778899 aa112233445566778899")
+        );
+        let plain = "/etc/init.d/sfcbd-watchdog status; averylongservicename; sleep 1000000000000000; ünï";
+        assert_eq!(normalise(plain), (plain.to_owned(), vec![]));
+    }
+}
