@@ -17,6 +17,8 @@ pub mod poller;
 pub mod readings;
 pub mod telemetry;
 pub mod web;
+pub mod agent;
+pub mod cli;
 pub mod commands;
 pub mod simulator;
 

@@ -1,3 +1,89 @@
-//! The program: see the library.
+//! The program: parses the command line, runs one verb, sets the exit code. The rest is in the library.
 
-fn main() {}
+use clap::Parser;
+use esxi_otel_agent::cli::{Cli, Verb};
+use esxi_otel_agent::commands::{self, VerbError};
+use esxi_otel_agent::config::{Config, Loaded};
+use esxi_otel_agent::telemetry::{Console, Verbosity};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::instrument::WithSubscriber;
+
+/// The configuration, the inventory or a port is not usable.
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    no_core_dumps();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return unusable(&format!("starting the runtime: {error}")),
+    };
+    let code = runtime.block_on(run(cli));
+    // Look-ups and file reads that hang in the blocking pool must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    code
+}
+
+async fn run(cli: Cli) -> ExitCode {
+    let verbosity = cli.global.verbosity();
+    let stop = match stop_on_signals() {
+        Ok(stop) => stop,
+        Err(error) => return unusable(&format!("listening for signals: {error}")),
+    };
+    let load = || Config::load(&cli.global.sources());
+    let done = match cli.verb.unwrap_or(Verb::Run) {
+        Verb::Run => match load() {
+            Ok(Loaded { config, notes, .. }) => {
+                commands::run::run(Arc::new(config), notes, verbosity, stop).await
+            }
+            Err(error) => return unusable(&error),
+        },
+        Verb::Once(args) => match load() {
+            Ok(Loaded { config, .. }) => {
+                // What failed stands in the result: it need not be said twice.
+                let console = (verbosity > Verbosity::Quiet).then(|| Console::stderr(verbosity).dispatch());
+                let once = commands::once::once(Arc::new(config), &args, stop);
+                once.with_subscriber(console.unwrap_or_default()).await
+            }
+            Err(error) => return unusable(&error),
+        },
+        Verb::Check(args) => match load() {
+            Ok(loaded) => commands::check::check(&loaded, &args).await,
+            Err(error) => return unusable(&error),
+        },
+        Verb::Demo(_) => return unusable(&"later"),
+        Verb::Simulate(args) => commands::simulate::simulate(args, stop).await.map_err(VerbError::from),
+    };
+    done.unwrap_or_else(|error| unusable(&error))
+}
+
+fn unusable(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(UNUSABLE)
+}
+
+/// SIGTERM and SIGINT end the agent in an orderly way; a second one ends it at once.
+fn stop_on_signals() -> std::io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        for _ in 0..2 {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            if stopped.is_cancelled() {
+                std::process::exit(130);
+            }
+            stopped.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// The process holds root's password of a fleet: no core file may. Best effort, a limit can be lowered always.
+fn no_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}

@@ -1,2 +1,27 @@
-//! commands
+//! The verbs, one file each.
+
+pub mod check;
+
+pub mod once;
+pub mod report;
+pub mod run;
 pub mod simulate;
+
+use crate::agent::StartError;
+
+/// Why a verb could not do its work. One line; the exit code is 2.
+#[derive(Debug, thiserror::Error)]
+pub enum VerbError {
+    /// A part could not be built.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The result could not be written.
+    #[error("writing the result: {0}")]
+    Output(#[source] std::io::Error),
+    /// The simulated fleet could not be started.
+    #[error("starting {0}")]
+    Simulator(String),
+    /// The simulated estate.
+    #[error(transparent)]
+    Simulate(#[from] simulate::SimulateError),
+}

@@ -1,5 +1,151 @@
-//! poller
+//! The poller: who is asked when, and what becomes of how it ended.
+//!
+//! `schedule` decides when, `visit` asks one host once, `poll` asks one vCenter once, `pool` keeps the
+//! sessions. Every visit and poll is wrapped here, once: its samples and its outcome go to the readings,
+//! its end is counted.
 
+mod hosts;
 pub mod poll;
 pub mod pool;
+mod schedule;
+pub mod series;
+mod vcenters;
 pub mod visit;
+
+pub use hosts::HostVisits;
+pub use schedule::Pace;
+pub use vcenters::VcenterPolls;
+
+use crate::inventory::Inventory;
+use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
+use crate::outcome::Failure;
+use crate::stats::Stats;
+use crate::target::{TargetId, TargetKind};
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// Ended visits and polls.
+pub static ROUNDS: MetricDef = MetricDef {
+    name: "esxi.agent.visits",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "Ended visits of hosts and polls of vCenters, by outcome: success or the reason of the failure.",
+    attributes: &["kind", "outcome"],
+};
+
+/// The metrics of this room.
+pub static METRICS: &[&MetricDef] = &[
+    &ROUNDS,
+    &schedule::OVERRUNS,
+    &series::host::UP,
+    &series::host::FAILURE,
+    &series::host::DURATION,
+    &series::host::LAST_SUCCESS,
+    &series::vcenter::UP,
+    &series::vcenter::FAILURE,
+    &series::vcenter::DURATION,
+    &series::vcenter::LAST_SUCCESS,
+];
+
+/// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
+pub struct Poller {
+    /// Visits by SSH; `None`: no collector asks hosts.
+    pub hosts: Option<Arc<HostVisits>>,
+    /// Polls by SOAP; `None`: no collector asks vCenters.
+    pub vcenters: Option<Arc<VcenterPolls>>,
+}
+
+/// The end of one visit or poll, for whoever counts along.
+#[derive(Debug, Clone)]
+pub struct Concluded {
+    /// Whose.
+    pub target: TargetId,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+}
+
+impl Poller {
+    /// Visits and polls everybody at their paces until cancelled; then logs out everywhere. Whoever
+    /// notifies `now` makes everybody due at once.
+    pub async fn run(
+        &self,
+        inventory: watch::Receiver<Arc<Inventory>>,
+        pace: watch::Receiver<Pace>,
+        now: &Now,
+        stats: Arc<Stats>,
+        cancel: CancellationToken,
+    ) {
+        let hosts = async {
+            let Some(hosts) = &self.hosts else { return };
+            let schedule = schedule::Schedule::new(
+                Arc::clone(hosts),
+                inventory.clone(),
+                pace,
+                Arc::clone(&now.hosts),
+                stats,
+            );
+            schedule.run(cancel.clone()).await;
+            hosts.close_all().await;
+        };
+        let vcenters = async {
+            let Some(vcenters) = &self.vcenters else { return };
+            Arc::clone(vcenters).run(inventory.clone(), Arc::clone(&now.vcenters), cancel.clone()).await;
+        };
+        tokio::join!(hosts, vcenters);
+        debug!("everybody is logged out");
+    }
+
+    /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions.
+    pub async fn round(&self, inventory: &Inventory, pace: &Pace, concluded: impl Fn(Concluded) + Sync) {
+        let hosts = async {
+            if let Some(hosts) = &self.hosts {
+                hosts.round(inventory, pace, &concluded).await;
+            }
+        };
+        let vcenters = async {
+            if let Some(vcenters) = &self.vcenters {
+                vcenters.round(inventory, &concluded).await;
+            }
+        };
+        tokio::join!(hosts, vcenters);
+    }
+
+    /// Ends every kept session and logs out of every vCenter. Bounded.
+    pub async fn close(&self) {
+        let hosts = async {
+            if let Some(hosts) = &self.hosts {
+                hosts.close_all().await;
+            }
+        };
+        let vcenters = async {
+            if let Some(vcenters) = &self.vcenters {
+                vcenters.logout_all().await;
+            }
+        };
+        tokio::join!(hosts, vcenters);
+    }
+}
+
+/// Handles that make everybody due at once.
+#[derive(Debug, Clone, Default)]
+pub struct Now {
+    hosts: Arc<Notify>,
+    vcenters: Arc<Notify>,
+}
+
+impl Now {
+    /// Visits and polls everybody now.
+    pub fn everybody(&self) {
+        self.hosts.notify_one();
+        self.vcenters.notify_one();
+    }
+}
+
+/// Counts the end of a visit or poll.
+fn count(stats: &Stats, kind: TargetKind, failure: Option<&Failure>) {
+    let outcome = failure.map_or("success", |failure| failure.reason.word());
+    stats.add(&ROUNDS, Attributes::new([("kind", kind.word()), ("outcome", outcome)]), 1.0);
+}

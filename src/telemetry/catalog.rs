@@ -2,15 +2,22 @@
 //! one line here; gauges, pages and documentation are made from this list.
 
 use super::{export, process};
-use crate::collectors::Metrics;
-use crate::inventory;
+use crate::collectors::{self, Metrics};
 use crate::metric::{Kind, MetricDef, Unit};
 use crate::outcome::FailureReason;
+use crate::{accounts, inventory, poller, ssh, vim};
 use std::fmt::Write;
 
 /// The rooms' lists, in the order of the documentation.
 #[rustfmt::skip] // one line a room
 static ROOMS: &[(&str, Metrics)] = &[
+    ("Critical services", collectors::critical_service::METRICS),
+    ("Overall state", collectors::overall_state::METRICS),
+    ("Visits and polls", poller::METRICS),
+    ("SSH sessions", ssh::METRICS),
+    ("Kept SSH sessions", poller::visit::METRICS),
+    ("SOAP", vim::METRICS),
+    ("The guard of logins", accounts::guard::METRICS),
     ("The inventory", inventory::METRICS),
     ("The agent's exports", export::METRICS),
     ("The agent's process", process::METRICS),

@@ -14,8 +14,9 @@ use opentelemetry_sdk::logs::{
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
-use tracing::Subscriber;
+use tracing::{Dispatch, Subscriber};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, fmt};
 
@@ -42,6 +43,11 @@ impl Console {
     /// Somewhere else: above a progress bar, into a test. Without colours.
     pub fn to(verbosity: Verbosity, writer: BoxMakeWriter) -> Self {
         Self { verbosity, colours: false, writer }
+    }
+
+    /// A subscriber that does nothing else.
+    pub fn dispatch(self) -> Dispatch {
+        Dispatch::new(tracing_subscriber::registry().with(self.layer()))
     }
 
     /// One line an event.

@@ -1,0 +1,162 @@
+//! The command line.
+
+use crate::commands::simulate::SimulateArgs;
+use crate::config::Sources;
+use crate::telemetry::Verbosity;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// OpenTelemetry push agent for VMware ESXi.
+///
+/// Visits ESXi hosts by SSH (are the critical services running?) and polls vCenters by SOAP (which host is
+/// green, yellow or red?), pushes what it finds over OTLP and serves it to Prometheus. Without a verb it is
+/// the agent (`run`).
+#[derive(Debug, Parser)]
+#[command(name = "esxi-otel-agent", version, max_term_width = 100)]
+pub struct Cli {
+    /// Flags of every verb.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do; nothing said: `run`.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// Flags of every verb. They win over the environment, which wins over the file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Configuration file (YAML) [environment: CONFIG_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Inventory file (Prometheus file_sd JSON) [environment: ATLAS_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub atlas: Option<PathBuf>,
+    /// Say more: -v what happens, -vv why
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl GlobalArgs {
+    /// Where the configuration comes from: these flags and the environment of the process.
+    pub fn sources(&self) -> Sources {
+        Sources { config: self.config.clone(), atlas: self.atlas.clone(), ..Sources::of_process() }
+    }
+
+    /// How much stands on the console.
+    pub fn verbosity(&self) -> Verbosity {
+        match self.verbose {
+            0 => Verbosity::Quiet,
+            1 => Verbosity::Info,
+            _ => Verbosity::Debug,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// The agent: visit, poll, push, until SIGTERM (the default)
+    Run,
+    /// One round over everything, printed; exit code 1 when anything failed
+    Once(OnceArgs),
+    /// Check configuration and inventory; visits nobody
+    Check(CheckArgs),
+    /// Everything simulated in one process: needs no file, no account, no network
+    Demo(DemoArgs),
+    /// Only the simulated fleet, for trying one's own pipeline
+    Simulate(SimulateArgs),
+}
+
+/// How `once` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OnceFormat {
+    /// A table of hosts and services
+    #[default]
+    Table,
+    /// One JSON object
+    Json,
+    /// The Prometheus text format
+    Prometheus,
+}
+
+/// Flags of `once`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OnceArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OnceFormat,
+    /// Rounds to make; from the second one on the kept sessions are used, the last one is printed
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Print the time and CPU time of each round to standard error
+    #[arg(long)]
+    pub timings: bool,
+}
+
+/// How `check` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum CheckFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: CheckFormat,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Number of simulated hosts
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=3000))]
+    pub hosts: u32,
+    /// End after this time (90s, 5m); without it: Ctrl-C ends
+    #[arg(long, value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Seed of the faults that come and go
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// A duration such as `300ms`, `90s`, `5m`, `1h 30m`.
+///
+/// # Errors
+/// One line that says what is wrong and what would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let signed: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("'{text}' is no duration: write 300ms, 90s, 5m or 1h 30m"))?;
+    signed.try_into().map_err(|_| format!("'{text}' is negative"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_verb_it_is_the_agent() {
+        let cli = Cli::parse_from(["esxi-otel-agent", "--config", "c.yaml", "-vv"]);
+        assert!(cli.verb.is_none());
+        assert_eq!(cli.global.verbose, 2);
+    }
+
+    #[test]
+    fn durations_are_written_as_people_write_them() {
+        assert_eq!(parse_duration("300ms"), Ok(Duration::from_millis(300)));
+        assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert!(parse_duration("5").is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! `check`: configuration and inventory, without visiting anybody.
+
+use super::VerbError;
+use crate::agent::StartError;
+use crate::cli::{CheckArgs, CheckFormat};
+use crate::config::Loaded;
+use crate::inventory::{Inventory, InventoryWatch};
+use crate::stats::Stats;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    settings: Vec<Setting<'a>>,
+    notes: &'a [String],
+    hosts: Vec<Target<'a>>,
+    vcenters: Vec<Target<'a>>,
+}
+
+#[derive(Serialize)]
+struct Setting<'a> {
+    key: &'a str,
+    value: &'a str,
+    origin: String,
+}
+
+#[derive(Serialize)]
+struct Target<'a> {
+    address: &'a str,
+    site: &'a str,
+}
+
+/// Says where each setting came from and who would be visited. Exit code 0 when the agent would start.
+///
+/// # Errors
+/// When the inventory can't be read or the output can't be written.
+pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbError> {
+    let stop = CancellationToken::new();
+    let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), stop.clone()).await;
+    let inventory = watch.map_err(StartError::from)?.subscribe().borrow().clone();
+    stop.cancel();
+    let text = match args.format {
+        CheckFormat::Text => as_text(loaded, &inventory),
+        CheckFormat::Json => {
+            let mut text = serde_json::to_string_pretty(&checked(loaded, &inventory))
+                .map_err(|error| VerbError::Output(error.into()))?;
+            text.push('\n');
+            text
+        }
+    };
+    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
+    let settings = loaded.origins.iter().map(|origin| Setting {
+        key: &origin.key,
+        value: &origin.value,
+        origin: origin.origin.to_string(),
+    });
+    let hosts = inventory.hosts.iter().map(|host| Target { address: &host.address, site: &host.site });
+    let vcenters = inventory.vcenters.iter().map(|vc| Target { address: &vc.address, site: &vc.site });
+    Checked {
+        settings: settings.collect(),
+        notes: &loaded.notes,
+        hosts: hosts.collect(),
+        vcenters: vcenters.collect(),
+    }
+}
+
+/// Most targets of one kind that are listed for people; the rest is counted.
+const LISTED: usize = 20;
+
+fn as_text(loaded: &Loaded, inventory: &Inventory) -> String {
+    let checked = checked(loaded, inventory);
+    let mut text = String::from("settings\n");
+    let width = |of: fn(&Setting<'_>) -> usize| checked.settings.iter().map(of).max().unwrap_or(0);
+    let (keys, values) = (width(|s| s.key.len()), width(|s| s.value.len()).min(48));
+    for setting in &checked.settings {
+        let _ = writeln!(text, "  {:keys$}  {:values$}  {}", setting.key, setting.value, setting.origin);
+    }
+    for (what, targets) in [("hosts", &checked.hosts), ("vCenters", &checked.vcenters)] {
+        let _ = writeln!(text, "{what}: {}", targets.len());
+        for target in targets.iter().take(LISTED) {
+            let _ = writeln!(text, "  {}  {}", target.address, target.site);
+        }
+        if targets.len() > LISTED {
+            let _ = writeln!(text, "  … and {} more (--format json lists all)", targets.len() - LISTED);
+        }
+    }
+    for note in checked.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    text.push_str("the configuration is valid\n");
+    text
+}

@@ -1,0 +1,170 @@
+//! `demo`: everything simulated in one process: vCenters and hosts with faults that come and go, the agent
+//! itself, and a Collector that prints what arrives.
+
+mod story;
+
+use super::VerbError;
+use crate::accounts::Secret;
+use crate::agent::{Agent, StartError};
+use crate::cli::DemoArgs;
+use crate::config::{Config, ConfigError, Loaded, Overrides, Sources};
+use crate::simulator::faults::FaultShare;
+use crate::simulator::host::FleetSpec;
+use crate::simulator::lab::{self, LabFile};
+use crate::simulator::scenario::{Scenario, ScenarioSpec};
+use crate::simulator::scenario_vcenters::{self, VcentersSpec};
+use crate::simulator::sink::{Sink, SinkOptions};
+use crate::telemetry::Verbosity;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use story::Story;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+/// Pause between two visits, polls and exports: a minute is long for somebody who watches.
+const INTERVAL: &str = "5s";
+/// About so often something breaks.
+const INCIDENTS: Duration = Duration::from_secs(4);
+/// Shortest pause between two looks at what arrived.
+const LOOK: Duration = Duration::from_millis(250);
+/// What is wrong from the start, and stays.
+const FAULTS: [&str; 3] = ["slow-service=0.04", "missing-service=0.04", "connect-refused=0.04"];
+
+/// Shows the agent at work until `stop`, or for the time that was asked for.
+///
+/// # Errors
+/// When a simulated peer or the agent can't be started.
+pub async fn demo(
+    args: &DemoArgs,
+    verbosity: Verbosity,
+    stop: CancellationToken,
+) -> Result<ExitCode, VerbError> {
+    let folder = tempfile::tempdir().map_err(|error| simulator("a folder for its files", &error))?;
+    let sink = Sink::start(SinkOptions::default()).map_err(|error| simulator("the Collector", &error))?;
+    let (scenario, config) = estate(args, &folder, &sink).await?;
+    let agent = Agent::build(Arc::new(config), Vec::new(), verbosity).await?;
+    greet(&scenario, &agent);
+
+    let agent_stop = CancellationToken::new();
+    let agent = agent.run(agent_stop.clone());
+    let incidents = scenario.play(INCIDENTS, stop.clone());
+    let watching = async {
+        tell_what_arrives(&sink, &scenario, args.duration, &stop).await;
+        agent_stop.cancel();
+        stop.cancel();
+    };
+    tokio::join!(agent, incidents, watching);
+    println!("{}", Story::summary(&sink));
+    scenario.shutdown().await;
+    sink.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The peers, and the configuration of an agent that asks them.
+async fn estate(args: &DemoArgs, folder: &TempDir, sink: &Sink) -> Result<(Scenario, Config), VerbError> {
+    let fleet = FleetSpec {
+        hosts: args.hosts as usize,
+        seed: args.seed,
+        latency: Duration::from_millis(40),
+        password: Secret::new("simulated"),
+        ..FleetSpec::default()
+    };
+    let faults = FAULTS.iter().filter_map(|fault| fault.parse::<FaultShare>().ok()).collect();
+    let vcenters = (args.hosts as usize).div_ceil(100).clamp(2, 20);
+    let scenario = Scenario::start(ScenarioSpec { vcenters, faults, fleet })
+        .map_err(|error| simulator("the hosts", &error))?;
+    let spec = VcentersSpec {
+        user: "monitor@vsphere.local".to_owned(),
+        password: Secret::new("simulated"),
+        latency: Duration::from_millis(20),
+    };
+    let (scenario, access) = scenario_vcenters::start(scenario, spec)
+        .await
+        .map_err(|error| simulator("the vCenters", &error))?;
+    let files = lab::files(&scenario, &access, folder.path(), &sink.endpoint());
+    let loaded = load(&files, folder.path()).map_err(|error| simulator("its configuration", &error))?;
+    Ok((scenario, loaded.config))
+}
+
+/// Writes the files of the lab and reads them as any agent would, at a pace for somebody who watches.
+fn load(files: &[LabFile], folder: &Path) -> Result<Loaded, DemoConfigError> {
+    for file in files {
+        std::fs::write(folder.join(file.name), &file.text)?;
+    }
+    let mut overrides = Overrides::default();
+    for key in [
+        "collectors.overall_state_collector.interval",
+        "collectors.critical_service_collector.interval",
+        "otlp.interval",
+    ] {
+        overrides.set(key, "demo", INTERVAL);
+    }
+    overrides.set("otlp.traces.keep.slower_than", "demo", "1s");
+    overrides.set("prometheus.listen", "demo", "127.0.0.1:0");
+    let env = lab::variables(files);
+    Ok(Config::load(&Sources {
+        config: Some(folder.join("config.yaml")),
+        overrides,
+        env,
+        host_name: "demo".to_owned(),
+        ..Sources::default()
+    })?)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DemoConfigError {
+    #[error(transparent)]
+    Write(#[from] io::Error),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+fn simulator(what: &str, error: &dyn std::fmt::Display) -> VerbError {
+    VerbError::Simulator(format!("{what}: {error}"))
+}
+
+fn greet(scenario: &Scenario, agent: &Agent) {
+    println!(
+        "{} ESXi hosts and {} vCenters are simulated, faults come and go. What follows is what a Collector receives.",
+        scenario.hosts.len(),
+        scenario.vcenters.len(),
+    );
+    if let Some(web) = agent.handle().web {
+        println!("Prometheus page: http://{web}/metrics     Ctrl-C ends.");
+    }
+    println!();
+}
+
+async fn tell_what_arrives(
+    sink: &Sink,
+    scenario: &Scenario,
+    duration: Option<Duration>,
+    stop: &CancellationToken,
+) {
+    let names: BTreeMap<String, String> =
+        scenario.hosts.iter().map(|host| (host.address.to_string(), host.name.clone())).collect();
+    let mut story = Story::new(names);
+    let mut changes = sink.changes();
+    let end = async {
+        match duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = &mut end => return,
+            _ = changes.changed() => {}
+        }
+        for line in story.go_on(sink) {
+            println!("{line}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
