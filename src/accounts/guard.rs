@@ -7,7 +7,7 @@
 
 mod rules;
 
-use crate::config::LockoutConfig;
+use super::LockoutConfig;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;

@@ -17,6 +17,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// The accounts of the configuration.
@@ -26,6 +27,17 @@ pub struct AccountsConfig {
     pub esxi: Option<Account>,
     /// For SOAP to vCenters.
     pub vcenter: Option<Account>,
+}
+
+/// When a login may be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockoutConfig {
+    /// Pause of a target after a rejection; doubles up to `max_wait`.
+    pub wait: Duration,
+    /// Longest pause.
+    pub max_wait: Duration,
+    /// Attempts in all with a credential that never succeeded.
+    pub unproven_tries: u32,
 }
 
 /// A user and how it proves itself.

@@ -4,8 +4,9 @@
 use crate::accounts::Secret;
 use crate::simulator::faults::FaultShare;
 use crate::simulator::host::{FleetError, FleetSpec, HostKeys};
-use crate::simulator::lab::{self, LabFile, VcenterAccess};
+use crate::simulator::lab::{self, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
+use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use rand::distr::{Alphanumeric, SampleString as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -57,6 +58,9 @@ pub enum SimulateError {
     /// The hosts.
     #[error("simulate hosts: {0}")]
     Fleet(#[from] FleetError),
+    /// The vCenters.
+    #[error("simulate vCenters: {0}")]
+    Vcenters(io::Error),
     /// A file of the lab.
     #[error("write {path}: {source}")]
     Write {
@@ -85,12 +89,17 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         ..FleetSpec::default()
     };
     let spec = ScenarioSpec { vcenters: args.vcenters, faults: args.faults.clone(), fleet };
-    let scenario = Scenario::start(spec)?;
-    let access = VcenterAccess::default();
+    let vcenters = VcentersSpec {
+        user: "monitor@vsphere.local".to_owned(),
+        password: Secret::new(password(args.seed, "vCenter")),
+        latency: args.latency,
+    };
+    let (scenario, access) =
+        scenario_vcenters::start(Scenario::start(spec)?, vcenters).await.map_err(SimulateError::Vcenters)?;
     for file in lab::files(&scenario, &access, &folder, &args.otlp_endpoint) {
         write(&folder, &file)?;
     }
-    tell(&args, &scenario, &folder);
+    tell(&args, &scenario, &access.addresses, &folder);
     let incidents = async {
         match args.incidents {
             Some(pace) => scenario.play(pace, cancel.clone()).await,
@@ -140,13 +149,16 @@ fn write(folder: &Path, file: &LabFile) -> Result<(), SimulateError> {
     work().map_err(|source| SimulateError::Write { path: path.clone(), source })
 }
 
-fn tell(args: &SimulateArgs, scenario: &Scenario, folder: &Path) {
+fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path) {
     let (fleet, folder) = (&scenario.fleet, folder.display());
     println!("{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
     if let Some(last) = fleet.len().checked_sub(1) {
         println!("  hosts      {} to {}, port {}", fleet.ip(0), fleet.ip(last), fleet.port());
         let (user, _) = scenario.account();
         println!("  by hand    ssh -p {} {user}@{}", fleet.port(), fleet.ip(0));
+    }
+    for (vcenter, address) in scenario.vcenters.iter().zip(addresses) {
+        println!("  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
     }
     println!("  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
     println!("\nIn another shell:");
@@ -203,7 +215,7 @@ mod tests {
     async fn it_writes_the_lab_serves_and_ends_when_told_to() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("lab");
-        let line = ["simulate", "--hosts", "3", "--vcenters", "0", "--out", out.to_str().unwrap()];
+        let line = ["simulate", "--hosts", "3", "--vcenters", "1", "--out", out.to_str().unwrap()];
         let args = Line::try_parse_from(line).unwrap().args;
         let cancel = CancellationToken::new();
         let running = tokio::spawn(simulate(args, cancel.clone()));
@@ -217,6 +229,7 @@ mod tests {
         assert_eq!(mode("env"), 0o600);
         let config: serde_json::Value =
             serde_yaml::from_str(&std::fs::read_to_string(out.join("config.yaml")).unwrap()).unwrap();
+        assert!(out.join("ca.pem").exists());
         let port = u16::try_from(config["ssh"]["port"].as_u64().unwrap()).unwrap();
         tokio::net::TcpStream::connect(("127.16.0.3", port)).await.unwrap();
         cancel.cancel();

@@ -16,10 +16,10 @@ mod values;
 
 pub use load::{Loaded, Overrides, Sources};
 pub use report::{ConfigError, Origin, Problem, SettingOrigin};
+// Those rooms are configured by types of their own, since this one knows them already.
+pub use crate::accounts::{AccountsConfig, LockoutConfig};
+pub use crate::inventory::{InventoryConfig, StaticTarget};
 
-use crate::accounts::AccountsConfig;
-use crate::inventory::AddressTemplate;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,33 +49,6 @@ pub struct Config {
     pub otlp: Option<OtlpConfig>,
     /// `None`: no listener.
     pub prometheus: Option<PrometheusConfig>,
-}
-
-/// Sources of targets, added up.
-#[derive(Debug, Clone, Default)]
-pub struct InventoryConfig {
-    /// Prometheus file_sd JSON, watched.
-    pub atlas: Option<PathBuf>,
-    /// Address of the atlas's hosts, made from `{name}`, `{region}`, `{target}` or any label.
-    pub host_address: AddressTemplate,
-    /// Labels and their allowed values. A host of the atlas that has the label with another value, or lacks
-    /// it, is left out; a vCenter, which has fewer labels, only if it has it with another value.
-    pub only: BTreeMap<String, Vec<String>>,
-    /// vCenters that stand in the configuration.
-    pub vcenters: Vec<StaticTarget>,
-    /// Hosts that stand in the configuration.
-    pub hosts: Vec<StaticTarget>,
-}
-
-/// A target that stands in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaticTarget {
-    /// `name`, `name:port`, `[v6]:port`.
-    pub address: String,
-    /// Site, empty if none.
-    pub site: String,
-    /// Further labels.
-    pub labels: BTreeMap<String, String>,
 }
 
 /// The overall state collector.
@@ -148,17 +121,6 @@ pub enum HostKeyPolicy {
     Strict,
     /// Trust anything: for laboratories only.
     Insecure,
-}
-
-/// When a login may be tried.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LockoutConfig {
-    /// Pause of a target after a rejection; doubles up to `max_wait`.
-    pub wait: Duration,
-    /// Longest pause.
-    pub max_wait: Duration,
-    /// Attempts in all with a credential that never succeeded.
-    pub unproven_tries: u32,
 }
 
 /// How vCenters are polled.

@@ -12,7 +12,35 @@ pub use source::{InventoryError, InventoryWatch, METRICS};
 
 use crate::target::TargetId;
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Sources of targets, added up.
+#[derive(Debug, Clone, Default)]
+pub struct InventoryConfig {
+    /// Prometheus file_sd JSON, watched.
+    pub atlas: Option<PathBuf>,
+    /// Address of the atlas's hosts, made from `{name}`, `{region}`, `{target}` or any label.
+    pub host_address: AddressTemplate,
+    /// Labels and their allowed values. A host of the atlas that has the label with another value, or lacks
+    /// it, is left out; a vCenter, which has fewer labels, only if it has it with another value.
+    pub only: BTreeMap<String, Vec<String>>,
+    /// vCenters that stand in the configuration.
+    pub vcenters: Vec<StaticTarget>,
+    /// Hosts that stand in the configuration.
+    pub hosts: Vec<StaticTarget>,
+}
+
+/// A target that stands in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticTarget {
+    /// `name`, `name:port`, `[v6]:port`.
+    pub address: String,
+    /// Site, empty if none.
+    pub site: String,
+    /// Further labels.
+    pub labels: BTreeMap<String, String>,
+}
 
 /// Everybody who is to be visited or polled. Sorted by address, one entry an address: made by
 /// [`Inventory::new`], which sees to both.

@@ -1,7 +1,6 @@
 //! Where the inventory comes from: the targets of the configuration and the watched atlas file, added up.
 
-use super::{Host, Inventory, Vcenter, atlas};
-use crate::config::{InventoryConfig, StaticTarget};
+use super::{Host, Inventory, InventoryConfig, StaticTarget, Vcenter, atlas};
 use crate::file_stamp::FileStamp;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::stats::Stats;

@@ -1,6 +1,7 @@
 //! The files that let an agent visit a simulated estate: inventory, configuration, environment.
 
 use super::scenario::Scenario;
+use crate::accounts::Secret;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -16,7 +17,7 @@ pub struct LabFile {
 }
 
 /// How the vCenters of a scenario are reached.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct VcenterAccess {
     /// `address:port` of each, in the order of the scenario.
     pub addresses: Vec<String>,
@@ -25,7 +26,15 @@ pub struct VcenterAccess {
     /// Account.
     pub user: String,
     /// Its password.
-    pub password: String,
+    pub password: Secret,
+}
+
+/// Without vCenters.
+impl Default for VcenterAccess {
+    fn default() -> Self {
+        let none = String::new;
+        Self { addresses: Vec::new(), ca: none(), user: none(), password: Secret::new(none()) }
+    }
 }
 
 /// The files for an agent that runs in `folder`, an absolute path, and pushes to `otlp`.
@@ -100,8 +109,10 @@ fn environment(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path) -> 
     let mut variables =
         vec![("CONFIG_FILE", config.as_str()), ("ESXI_USER", user), ("ESXI_PASSWORD", password.expose())];
     if !vcenters.addresses.is_empty() {
-        variables
-            .extend([("VCENTER_USER", vcenters.user.as_str()), ("VCENTER_PASSWORD", &vcenters.password)]);
+        variables.extend([
+            ("VCENTER_USER", vcenters.user.as_str()),
+            ("VCENTER_PASSWORD", vcenters.password.expose()),
+        ]);
     }
     variables.iter().map(|(name, value)| format!("{name}={}\n", quoted(value))).collect()
 }
@@ -134,7 +145,7 @@ mod tests {
             addresses: vec!["127.0.0.1:8443".into()],
             ca: "PEM".into(),
             user: "monitor@vsphere.local".into(),
-            password: "it's".into(),
+            password: Secret::new("it's"),
         };
         let files = lab(&vcenters);
         for file in &files {

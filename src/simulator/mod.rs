@@ -19,6 +19,7 @@ mod host_sshd;
 mod host_state;
 pub mod lab;
 pub mod scenario;
+pub mod scenario_vcenters;
 pub mod scripts;
 pub mod shell;
 pub mod sink;

@@ -63,14 +63,14 @@ pub struct SimulatedVcenter {
 pub trait Vcenters: Send + Sync + fmt::Debug {
     /// Sets what a vCenter thinks of a host.
     fn set_overall_status(&self, vcenter: usize, host: &SimulatedHost, status: OverallStatus);
-    /// Starts or stops a vCenter.
-    fn set_available(&self, vcenter: usize, available: bool);
+    /// Lets a vCenter restart: sessions are lost, and it takes a while until it answers again.
+    fn restart(&self, vcenter: usize);
 }
 
 /// An estate without vCenters.
 impl Vcenters for () {
     fn set_overall_status(&self, _: usize, _: &SimulatedHost, _: OverallStatus) {}
-    fn set_available(&self, _: usize, _: bool) {}
+    fn restart(&self, _: usize) {}
 }
 
 /// A running estate. Ends with [`Self::shutdown`], or when it is dropped.
@@ -135,7 +135,8 @@ impl Scenario {
                     self.control.set_overall_status(vcenter, host, status);
                 }
             }
-            Incident::VcenterRestart(vcenter) => self.control.set_available(vcenter, !step.begins),
+            Incident::VcenterRestart(vcenter) if step.begins => self.control.restart(vcenter),
+            Incident::VcenterRestart(_) => {}
         }
     }
 
@@ -263,8 +264,8 @@ mod tests {
             self.0.lock().unwrap().push(format!("{vcenter} {} {status:?}", host.name));
         }
 
-        fn set_available(&self, vcenter: usize, available: bool) {
-            self.0.lock().unwrap().push(format!("{vcenter} {available}"));
+        fn restart(&self, vcenter: usize) {
+            self.0.lock().unwrap().push(format!("{vcenter} restarts"));
         }
     }
 
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(scenario.fleet.fault(0), None);
         act(true, Incident::Status(0, OverallStatus::Red));
         act(true, Incident::VcenterRestart(0));
-        assert_eq!(*noted.0.lock().unwrap(), ["0 node001-bb001 Red", "0 false"]);
+        assert_eq!(*noted.0.lock().unwrap(), ["0 node001-bb001 Red", "0 restarts"]);
     }
 
     #[tokio::test]

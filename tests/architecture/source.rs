@@ -16,7 +16,7 @@ pub struct Source {
 
 impl Source {
     pub fn new(path: &str, text: &str) -> Self {
-        let code = without_tests(&without_words(text));
+        let code = without_items(without_items(without_words(text), TEST), IMPOSSIBLE);
         let code = if is_test(path) { String::new() } else { code };
         Self { path: path.to_owned(), lines: text.lines().count(), code }
     }
@@ -33,12 +33,24 @@ impl Source {
                     folders.push(path);
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
                     let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
-                    all.push(Self::new(&name, &std::fs::read_to_string(&path).unwrap()));
+                    all.push((name, std::fs::read_to_string(&path).unwrap()));
                 }
             }
         }
-        all.sort_by(|a, b| a.path.cmp(&b.path));
-        all
+        all.sort_by(|a: &(String, String), b| a.0.cmp(&b.0));
+        Self::of(&all)
+    }
+
+    /// Sources from their paths and texts. A module that is there for tests alone has no code.
+    fn of(files: &[(String, String)]) -> Vec<Self> {
+        let tests: BTreeSet<String> =
+            files.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
+        let is_test = |path: &str| {
+            let module = path.trim_end_matches(".rs").trim_end_matches("/mod");
+            tests.iter().any(|test| module == test || module.starts_with(&format!("{test}/")))
+        };
+        let all = files.iter().map(|(path, text)| (is_test(path), Self::new(path, text)));
+        all.map(|(test, source)| if test { Self { code: String::new(), ..source } } else { source }).collect()
     }
 
     /// The module below the crate's root that it belongs to.
@@ -209,28 +221,51 @@ fn character(text: &str) -> usize {
     }
 }
 
-/// What `#[cfg(test)]` stands before becomes blank: a block in braces, or all up to a semicolon.
-fn without_tests(code: &str) -> String {
-    const MARK: &str = "#[cfg(test)]";
-    let (mut out, mut rest) = (String::new(), code);
-    while let Some(at) = rest.find(MARK) {
+const TEST: &[&str] = &["#[cfg(test)]"];
+/// What the compiler checks to be needed, and what says why it can't happen.
+const IMPOSSIBLE: &[&str] =
+    &["#[expect(clippy::unwrap_used", "#[expect(clippy::expect_used", "#[expect(clippy::panic"];
+
+/// What one of `marks` stands before becomes blank: a block in braces, or all up to a semicolon.
+fn without_items(code: String, marks: &[&str]) -> String {
+    let (mut out, mut rest) = (String::new(), code.as_str());
+    while let Some(at) = marks.iter().filter_map(|mark| rest.find(mark)).min() {
         out.push_str(&rest[..at]);
-        let (mut depth, mut end) = (0, rest.len());
-        for (offset, c) in rest[at..].char_indices() {
-            match c {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-            if depth == 0 && matches!(c, '}' | ';') {
-                end = at + offset + 1;
-                break;
-            }
-        }
+        let end = at + item(&rest[at..]);
         out.extend(rest[at..end].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
         rest = &rest[end..];
     }
     out + rest
+}
+
+/// Length of the item at the start, its attributes included.
+fn item(code: &str) -> usize {
+    let mut depth = 0;
+    for (at, c) in code.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 && matches!(c, '}' | ';') {
+            return at + 1;
+        }
+    }
+    code.len()
+}
+
+/// The modules with files of their own that a file declares for tests alone: `telemetry/taken`.
+fn test_modules(path: &str, text: &str) -> Vec<String> {
+    let folder = path.strip_suffix("mod.rs").map(str::to_owned);
+    let folder = folder.unwrap_or_else(|| format!("{}/", path.trim_end_matches(".rs")));
+    let code = without_words(text);
+    let declared = code.match_indices(TEST[0]).filter_map(|(at, mark)| {
+        let item = code[at + mark.len()..].split(['{', ';']).next()?.trim();
+        let (_, name) =
+            format!(" {item}").split_once(" mod ").map(|(a, b)| (a.to_owned(), b.trim().to_owned()))?;
+        Some(format!("{folder}{name}"))
+    });
+    declared.collect()
 }
 
 #[test]
@@ -249,6 +284,23 @@ fn i() { x.unwrap() }
 "##;
     assert_eq!(Source::new("room/file.rs", text).find(".unwrap()"), ["room/file.rs:6", "room/file.rs:11"]);
     assert!(Source::new("room/tests.rs", text).find(".unwrap()").is_empty());
+}
+
+#[test]
+fn what_is_expected_is_exempt_and_what_follows_is_not() {
+    let text = "#[expect(clippy::unwrap_used, reason = \"a; constant\")]\nstatic R: L = L::new(|| x.unwrap());\nfn f() { x.unwrap() }";
+    assert_eq!(Source::new("room/file.rs", text).find(".unwrap()"), ["room/file.rs:3"]);
+}
+
+#[test]
+fn a_module_for_tests_is_no_code() {
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    let wrong = "fn f() { x.unwrap() }";
+    let declares =
+        file("room/mod.rs", "#[cfg(test)]\npub(crate) mod taken;\nmod given;\n#[cfg(test)]\nmod t { }");
+    let sources = Source::of(&[declares, file("room/given.rs", wrong), file("room/taken.rs", wrong)]);
+    let found: Vec<_> = sources.iter().flat_map(|source| source.find(".unwrap()")).collect();
+    assert_eq!(found, ["room/given.rs:1"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //!   are there more than two failed tries per `wait` and target.
 
 use super::CredentialId;
-use crate::config::LockoutConfig;
+use crate::accounts::LockoutConfig;
 use crate::target::TargetId;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
