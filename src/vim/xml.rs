@@ -221,6 +221,9 @@ impl<'a> Cursor<'a> {
     /// The local part of `xsi:type`. Its prefix names a schema (vim25 or XML Schema), whose type names do
     /// not overlap where it matters.
     fn xsi_type(&self, tag: &BytesStart<'_>) -> Result<Option<String>, Unreadable> {
+        if tag.attributes_raw().is_empty() {
+            return Ok(None);
+        }
         for attribute in tag.attributes() {
             let attribute = attribute.map_err(|_| self.unreadable("a bad attribute"))?;
             let (ns, name) = self.reader.resolver().resolve_attribute(attribute.key);
