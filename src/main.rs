@@ -54,7 +54,7 @@ async fn run(cli: Cli) -> ExitCode {
             Ok(loaded) => commands::check::check(&loaded, &args).await,
             Err(error) => return unusable(&error),
         },
-        Verb::Demo(_) => return unusable(&"later"),
+        Verb::Demo(args) => commands::demo::demo(&args, verbosity, stop).await,
         Verb::Simulate(args) => commands::simulate::simulate(args, stop).await.map_err(VerbError::from),
     };
     done.unwrap_or_else(|error| unusable(&error))

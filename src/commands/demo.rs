@@ -5,7 +5,7 @@ mod story;
 
 use super::VerbError;
 use crate::accounts::Secret;
-use crate::agent::{Agent, StartError};
+use crate::agent::Agent;
 use crate::cli::DemoArgs;
 use crate::config::{Config, ConfigError, Loaded, Overrides, Sources};
 use crate::simulator::faults::FaultShare;
@@ -14,8 +14,9 @@ use crate::simulator::lab::{self, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use crate::simulator::sink::{Sink, SinkOptions};
-use crate::telemetry::Verbosity;
+use crate::telemetry::{Console, Verbosity};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ const INCIDENTS: Duration = Duration::from_secs(4);
 /// Shortest pause between two looks at what arrived.
 const LOOK: Duration = Duration::from_millis(250);
 /// What is wrong from the start, and stays.
-const FAULTS: [&str; 3] = ["slow-service=0.04", "missing-service=0.04", "connect-refused=0.04"];
+const FAULTS: [&str; 3] = ["service-slow=0.04", "service-missing=0.04", "refuse-connection=0.04"];
 
 /// Shows the agent at work until `stop`, or for the time that was asked for.
 ///
@@ -46,7 +47,7 @@ pub async fn demo(
     let folder = tempfile::tempdir().map_err(|error| simulator("a folder for its files", &error))?;
     let sink = Sink::start(SinkOptions::default()).map_err(|error| simulator("the Collector", &error))?;
     let (scenario, config) = estate(args, &folder, &sink).await?;
-    let agent = Agent::build(Arc::new(config), Vec::new(), verbosity).await?;
+    let agent = Agent::build(Arc::new(config), Vec::new(), Some(Console::stderr(verbosity))).await?;
     greet(&scenario, &agent);
 
     let agent_stop = CancellationToken::new();
@@ -82,16 +83,21 @@ async fn estate(args: &DemoArgs, folder: &TempDir, sink: &Sink) -> Result<(Scena
         password: Secret::new("simulated"),
         latency: Duration::from_millis(20),
     };
-    let (scenario, access) = scenario_vcenters::start(scenario, spec)
-        .await
-        .map_err(|error| simulator("the vCenters", &error))?;
+    let (scenario, access) =
+        scenario_vcenters::start(scenario, spec).await.map_err(|error| simulator("the vCenters", &error))?;
     let files = lab::files(&scenario, &access, folder.path(), &sink.endpoint());
-    let loaded = load(&files, folder.path()).map_err(|error| simulator("its configuration", &error))?;
+    let variables = lab::variables(&scenario, &access, folder.path());
+    let env = variables.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
+    let loaded = load(&files, env, folder.path()).map_err(|error| simulator("its configuration", &error))?;
     Ok((scenario, loaded.config))
 }
 
 /// Writes the files of the lab and reads them as any agent would, at a pace for somebody who watches.
-fn load(files: &[LabFile], folder: &Path) -> Result<Loaded, DemoConfigError> {
+fn load(
+    files: &[LabFile],
+    env: BTreeMap<String, OsString>,
+    folder: &Path,
+) -> Result<Loaded, DemoConfigError> {
     for file in files {
         std::fs::write(folder.join(file.name), &file.text)?;
     }
@@ -105,7 +111,6 @@ fn load(files: &[LabFile], folder: &Path) -> Result<Loaded, DemoConfigError> {
     }
     overrides.set("otlp.traces.keep.slower_than", "demo", "1s");
     overrides.set("prometheus.listen", "demo", "127.0.0.1:0");
-    let env = lab::variables(files);
     Ok(Config::load(&Sources {
         config: Some(folder.join("config.yaml")),
         overrides,

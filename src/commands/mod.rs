@@ -1,6 +1,7 @@
 //! The verbs, one file each.
 
 pub mod check;
+pub mod demo;
 
 pub mod once;
 pub mod report;

@@ -3,7 +3,9 @@
 use super::scenario::Scenario;
 use crate::accounts::Secret;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
+use zeroize::Zeroizing;
 
 /// A file of the lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,18 +104,26 @@ fn config(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path, otlp: &s
     config
 }
 
-/// Variables for `set -a; . ./env`.
-fn environment(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path) -> String {
+/// The environment of an agent that runs in `folder`.
+pub fn variables(
+    scenario: &Scenario,
+    vcenters: &VcenterAccess,
+    folder: &Path,
+) -> BTreeMap<&'static str, Zeroizing<String>> {
     let (user, password) = scenario.account();
     let config = folder.join("config.yaml").display().to_string();
     let mut variables =
         vec![("CONFIG_FILE", config.as_str()), ("ESXI_USER", user), ("ESXI_PASSWORD", password.expose())];
     if !vcenters.addresses.is_empty() {
-        variables.extend([
-            ("VCENTER_USER", vcenters.user.as_str()),
-            ("VCENTER_PASSWORD", vcenters.password.expose()),
-        ]);
+        let account = [("VCENTER_USER", &*vcenters.user), ("VCENTER_PASSWORD", vcenters.password.expose())];
+        variables.extend(account);
     }
+    variables.into_iter().map(|(name, value)| (name, Zeroizing::new(value.to_owned()))).collect()
+}
+
+/// Variables for `set -a; . ./env`.
+fn environment(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path) -> String {
+    let variables = variables(scenario, vcenters, folder);
     variables.iter().map(|(name, value)| format!("{name}={}\n", quoted(value))).collect()
 }
 

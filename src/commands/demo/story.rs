@@ -88,7 +88,8 @@ impl Story {
     /// Visits that took long, each with the one of its spans below that took longest.
     fn slow_visits(&mut self, seen: &Seen) -> Vec<String> {
         let told = self.last.take();
-        let new: Vec<&Span> = seen.spans.iter().rev().take_while(|span| Some(&span.ids) != told.as_ref()).collect();
+        let new: Vec<&Span> =
+            seen.spans.iter().rev().take_while(|span| Some(&span.ids) != told.as_ref()).collect();
         self.last = seen.spans.back().map(|span| span.ids.clone());
         let is_slow = |span: &&&Span| span.name == "visit" && span.took > SLOW;
         let mut lines = Vec::new();
@@ -110,7 +111,8 @@ impl Story {
     }
 
     fn who(&self, attributes: &Series) -> String {
-        let address = ["hostsystem", "esxi.hostsystem", "vcenter"].iter().find_map(|key| attributes.get(*key));
+        let address =
+            ["hostsystem", "esxi.hostsystem", "vcenter"].iter().find_map(|key| attributes.get(*key));
         let address = address.map_or("", String::as_str);
         self.names.get(address).map_or(address, String::as_str).to_owned()
     }
