@@ -112,35 +112,35 @@ impl<T: Transport> Sender<T> {
             }
             Err(error) => error,
         };
-        match judge(&error, batch.bytes.len()) {
-            Verdict::Again(asked) => {
-                self.presence.is_lost(Signal::Metrics, &explain(&error));
-                Some(self.next_pause(asked))
-            }
-            Verdict::Halve => {
-                self.presence.is_there(Signal::Metrics);
-                self.halve(ticket, &batch, &error);
-                None
-            }
+        let verdict = judge(&error, batch.bytes.len());
+        if let Verdict::Again(asked) = verdict {
+            self.presence.is_lost(Signal::Metrics, &explain(&error));
+            return Some(self.next_pause(asked));
+        }
+        self.answered();
+        match verdict {
+            Verdict::Halve => self.halve(ticket, &batch, &error),
             Verdict::Compression if self.compression != Compression::None => {
-                self.presence.is_there(Signal::Metrics);
                 self.compression = simpler(self.compression);
-                None
             }
-            Verdict::Compression | Verdict::Refused => {
-                self.presence.is_there(Signal::Metrics);
-                // It was not the compression that was not implemented.
+            _ => {
+                // With none left to try, it was not the compression that is not known there.
                 self.compression = self.configured;
                 self.settle(ticket, 0, batch.points);
                 self.complain(format!("requests are refused: {}", explain(&error)));
-                None
             }
         }
+        None
+    }
+
+    /// There is a Collector, whatever it says.
+    fn answered(&mut self) {
+        self.presence.is_there(Signal::Metrics);
+        self.pause = SHORTEST_PAUSE;
     }
 
     fn delivered(&mut self, ticket: Ticket, batch: &Batch, partial: Option<ExportMetricsPartialSuccess>) {
-        self.presence.is_there(Signal::Metrics);
-        self.pause = SHORTEST_PAUSE;
+        self.answered();
         if self.compression != self.configured && !self.told_of_compression {
             self.told_of_compression = true;
             let (old, new) = (self.configured, self.compression);
@@ -162,11 +162,8 @@ impl<T: Transport> Sender<T> {
             }
             _ => {
                 self.settle(ticket, 0, batch.points);
-                let point = describe(&batch.bytes);
-                tracing::warn!(
-                    "OTLP: the point {point} is refused by itself and given up: {}",
-                    explain(error)
-                );
+                let (point, why) = (describe(&batch.bytes), explain(error));
+                self.complain(format!("the point {point} is refused by itself and given up: {why}"));
             }
         }
     }
