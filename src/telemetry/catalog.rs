@@ -2,16 +2,24 @@
 //! one line here; gauges, pages and documentation are made from this list.
 
 use super::{export, process};
-use crate::collectors::Metrics;
-use crate::inventory;
+use crate::accounts::guard;
+use crate::collectors::{Metrics, critical_service, overall_state};
 use crate::metric::{Kind, MetricDef, Unit};
 use crate::outcome::FailureReason;
+use crate::poller::visit;
+use crate::{inventory, ssh, vim};
 use std::fmt::Write;
 
 /// The rooms' lists, in the order of the documentation.
 #[rustfmt::skip] // one line a room
 static ROOMS: &[(&str, Metrics)] = &[
-    ("The inventory", inventory::METRICS),
+    ("Critical services", critical_service::METRICS),
+    ("Overall state, and what else a vCenter knows", overall_state::METRICS),
+    ("The agent's inventory", inventory::METRICS),
+    ("The agent's visits", visit::METRICS),
+    ("The agent's SSH sessions", ssh::METRICS),
+    ("The agent's SOAP calls", vim::METRICS),
+    ("The agent's guard", guard::METRICS),
     ("The agent's exports", export::METRICS),
     ("The agent's process", process::METRICS),
 ];
