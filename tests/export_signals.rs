@@ -112,11 +112,14 @@ async fn a_visit_that_failed_is_traced_with_its_steps_and_one_that_did_not_is_no
     visit(&telemetry, "esx1", false);
     visit(&telemetry, "esx2", true);
     telemetry.shutdown(Duration::from_secs(3)).await;
-    sink.wait_until(|seen| seen.spans.len() >= 3, LIMIT).await.expect("the trace");
+    let both = |seen: &Seen| seen.spans.len() >= 3 && seen.logs.len() >= 2;
+    sink.wait_until(both, LIMIT).await.expect("the trace, and the records");
     sink.seen(|seen| {
         let names: Vec<_> = seen.spans.iter().map(|span| span.name.as_str()).collect();
         assert_eq!(names, ["ssh.connect", "script hostd", "host.visit"]);
         let root = seen.spans_named("host.visit").next().expect("the root");
+        let said = seen.logs.iter().find(|log| log.body == "connected to esx2").expect("the record");
+        assert_eq!(said.trace, root.ids[0], "a record leads to its trace");
         assert_eq!(root.attributes.get("server.address").map(String::as_str), Some("esx2"));
         let keys: Vec<_> = root.attributes.keys().map(String::as_str).collect();
         assert_eq!(keys, ["server.address"], "no threads, no lines of code");

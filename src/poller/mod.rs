@@ -36,19 +36,8 @@ pub static ROUNDS: MetricDef = MetricDef {
     attributes: &["kind", "outcome"],
 };
 
-/// The metrics of this room.
-pub static METRICS: &[&MetricDef] = &[
-    &ROUNDS,
-    &schedule::OVERRUNS,
-    &series::host::UP,
-    &series::host::FAILURE,
-    &series::host::DURATION,
-    &series::host::LAST_SUCCESS,
-    &series::vcenter::UP,
-    &series::vcenter::FAILURE,
-    &series::vcenter::DURATION,
-    &series::vcenter::LAST_SUCCESS,
-];
+/// The agent's own metrics of this room.
+pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS];
 
 /// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
 pub struct Poller {

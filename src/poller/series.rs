@@ -73,6 +73,18 @@ pub mod vcenter {
     };
 }
 
+/// Both sets.
+pub static METRICS: &[&MetricDef] = &[
+    &host::UP,
+    &host::FAILURE,
+    &host::DURATION,
+    &host::LAST_SUCCESS,
+    &vcenter::UP,
+    &vcenter::FAILURE,
+    &vcenter::DURATION,
+    &vcenter::LAST_SUCCESS,
+];
+
 /// One of the two sets.
 struct Defs {
     up: &'static MetricDef,

@@ -2,23 +2,26 @@
 //! one line here; gauges, pages and documentation are made from this list.
 
 use super::{export, process};
-use crate::collectors::{self, Metrics};
+use crate::accounts::guard;
+use crate::collectors::{Metrics, critical_service, overall_state};
 use crate::metric::{Kind, MetricDef, Unit};
 use crate::outcome::FailureReason;
-use crate::{accounts, inventory, poller, ssh, vim};
+use crate::poller::{self, series, visit};
+use crate::{inventory, ssh, vim};
 use std::fmt::Write;
 
 /// The rooms' lists, in the order of the documentation.
 #[rustfmt::skip] // one line a room
 static ROOMS: &[(&str, Metrics)] = &[
-    ("Critical services", collectors::critical_service::METRICS),
-    ("Overall state", collectors::overall_state::METRICS),
-    ("Visits and polls", poller::METRICS),
-    ("SSH sessions", ssh::METRICS),
-    ("Kept SSH sessions", poller::visit::METRICS),
-    ("SOAP", vim::METRICS),
-    ("The guard of logins", accounts::guard::METRICS),
-    ("The inventory", inventory::METRICS),
+    ("Critical services", critical_service::METRICS),
+    ("Overall state, and what else a vCenter knows", overall_state::METRICS),
+    ("Visits and polls", series::METRICS),
+    ("The agent's inventory", inventory::METRICS),
+    ("The agent's visits and polls", poller::METRICS),
+    ("The agent's kept sessions", visit::METRICS),
+    ("The agent's SSH sessions", ssh::METRICS),
+    ("The agent's SOAP calls", vim::METRICS),
+    ("The agent's guard", guard::METRICS),
     ("The agent's exports", export::METRICS),
     ("The agent's process", process::METRICS),
 ];

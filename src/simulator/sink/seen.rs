@@ -76,6 +76,8 @@ pub struct Span {
 pub struct Log {
     /// INFO, WARN, …
     pub severity: String,
+    /// The trace it belongs to, as bytes; empty when there is none.
+    pub trace: Vec<u8>,
     /// Its text.
     pub body: String,
     /// Its attributes.
@@ -204,6 +206,7 @@ impl Seen {
                 body: record.body.as_ref().map(any).unwrap_or_default(),
                 attributes: text(&record.attributes),
                 severity: record.severity_text,
+                trace: record.trace_id,
             };
             push(&mut self.logs, seen, KEPT);
         }

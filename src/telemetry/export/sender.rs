@@ -9,9 +9,11 @@ use super::{Outcome, count};
 use crate::config::Compression;
 use crate::outcome::chain;
 use crate::stats::Stats;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsPartialSuccess;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -25,6 +27,14 @@ const LONGEST_ASKED: Duration = Duration::from_secs(300);
 const CLOSING_PAUSE: Duration = Duration::from_millis(200);
 /// Characters of a Collector's message that are logged.
 const MESSAGE: usize = 200;
+/// Shortest pause between two complaints in the log, whatever a Collector thinks of.
+const COMPLAINTS: Duration = Duration::from_secs(60);
+/// A refused request that is smaller than this can only be too large if the Collector says so. Without the
+/// bound a Collector that is out of quota would get the fleet point by point.
+const NEVER_TOO_LARGE: usize = 64 << 10;
+/// What servers say of a message that is too large: those made with grpc-go and the C core, with grpc-java,
+/// with tonic.
+const TOO_LARGE: [&str; 3] = ["larger than max", "exceeds maximum size", "length too large"];
 
 /// The sender. One for each queue.
 #[derive(Debug)]
@@ -36,8 +46,9 @@ pub struct Sender<T> {
     configured: Compression,
     compression: Compression,
     pause: Duration,
-    /// The last complaint that was logged, so that the same one is not repeated with each request.
-    complaint: String,
+    /// The last complaint that was logged, and when: the same one is not repeated with each request.
+    complaint: Option<(String, Instant)>,
+    told_of_compression: bool,
 }
 
 /// What a failed call means.
@@ -62,9 +73,17 @@ impl<T: Transport> Sender<T> {
         stats: Arc<Stats>,
         compression: Compression,
     ) -> Self {
-        let complaint = String::new();
-        let (configured, pause) = (compression, SHORTEST_PAUSE);
-        Self { transport, queue, presence, stats, configured, compression, pause, complaint }
+        Self {
+            transport,
+            queue,
+            presence,
+            stats,
+            configured: compression,
+            compression,
+            pause: SHORTEST_PAUSE,
+            complaint: None,
+            told_of_compression: false,
+        }
     }
 
     /// Sends for ever. To be dropped when there is nothing left, or no time; once `closing` says so,
@@ -88,43 +107,51 @@ impl<T: Transport> Sender<T> {
     async fn deliver(&mut self, ticket: Ticket, batch: Batch) -> Option<Duration> {
         let error = match self.transport.send(batch.bytes.clone(), self.compression).await {
             Ok(partial) => {
-                self.presence.is_there(Signal::Metrics);
-                self.pause = SHORTEST_PAUSE;
-                let rejected = partial.as_ref().map_or(0, |partial| partial.rejected_data_points);
-                let rejected = usize::try_from(rejected).unwrap_or(0).min(batch.points);
-                self.settle(ticket, batch.points - rejected, rejected);
-                if let Some(partial) = partial {
-                    self.complain(format!("{rejected} points rejected: {:.MESSAGE$}", partial.error_message));
-                }
+                self.delivered(ticket, &batch, partial);
                 return None;
             }
             Err(error) => error,
         };
-        match judge(&error) {
-            Verdict::Again(asked) => {
-                self.presence.is_lost(Signal::Metrics, &explain(&error));
-                Some(self.next_pause(asked))
-            }
-            Verdict::Halve => {
-                self.presence.is_there(Signal::Metrics);
-                self.halve(ticket, &batch, &error);
-                None
-            }
+        let verdict = judge(&error, batch.bytes.len());
+        if let Verdict::Again(asked) = verdict {
+            self.presence.is_lost(Signal::Metrics, &explain(&error));
+            return Some(self.next_pause(asked));
+        }
+        self.answered();
+        match verdict {
+            Verdict::Halve => self.halve(ticket, &batch, &error),
             Verdict::Compression if self.compression != Compression::None => {
-                self.presence.is_there(Signal::Metrics);
-                let (old, new) = (self.compression, simpler(self.compression));
-                self.complain(format!("{old:?} compression is not known there, using {new:?}"));
-                self.compression = new;
-                None
+                self.compression = simpler(self.compression);
             }
-            Verdict::Compression | Verdict::Refused => {
-                self.presence.is_there(Signal::Metrics);
-                // It was not the compression that was not implemented.
+            _ => {
+                // With none left to try, it was not the compression that is not known there.
                 self.compression = self.configured;
                 self.settle(ticket, 0, batch.points);
                 self.complain(format!("requests are refused: {}", explain(&error)));
-                None
             }
+        }
+        None
+    }
+
+    /// There is a Collector, whatever it says.
+    fn answered(&mut self) {
+        self.presence.is_there(Signal::Metrics);
+        self.pause = SHORTEST_PAUSE;
+    }
+
+    fn delivered(&mut self, ticket: Ticket, batch: &Batch, partial: Option<ExportMetricsPartialSuccess>) {
+        self.answered();
+        if self.compression != self.configured && !self.told_of_compression {
+            self.told_of_compression = true;
+            let (old, new) = (self.configured, self.compression);
+            tracing::warn!("OTLP: {old:?} compression is not known there, {new:?} is used");
+        }
+        let rejected = partial.as_ref().map_or(0, |partial| partial.rejected_data_points);
+        let rejected = usize::try_from(rejected).unwrap_or(0).min(batch.points);
+        self.settle(ticket, batch.points - rejected, rejected);
+        // The specification allows a message without a rejection: a warning.
+        if let Some(partial) = partial.filter(|partial| rejected > 0 || !partial.error_message.is_empty()) {
+            self.complain(format!("points are rejected: {}", one_line(&partial.error_message)));
         }
     }
 
@@ -135,11 +162,8 @@ impl<T: Transport> Sender<T> {
             }
             _ => {
                 self.settle(ticket, 0, batch.points);
-                let point = describe(&batch.bytes);
-                tracing::warn!(
-                    "OTLP: the point {point} is refused by itself and given up: {}",
-                    explain(error)
-                );
+                let (point, why) = (describe(&batch.bytes), explain(error));
+                self.complain(format!("the point {point} is refused by itself and given up: {why}"));
             }
         }
     }
@@ -160,9 +184,11 @@ impl<T: Transport> Sender<T> {
     }
 
     fn complain(&mut self, complaint: String) {
-        if complaint != self.complaint {
+        let is_news =
+            self.complaint.as_ref().is_none_or(|(last, at)| *last != complaint && at.elapsed() > COMPLAINTS);
+        if is_news {
             tracing::warn!("OTLP: {complaint}");
-            self.complaint = complaint;
+            self.complaint = Some((complaint, Instant::now()));
         }
     }
 }
@@ -176,16 +202,18 @@ fn simpler(compression: Compression) -> Compression {
 
 /// The retryable codes are those of the OTLP specification ("OTLP/gRPC Response"): RESOURCE_EXHAUSTED is
 /// one only if the server says when to come back.
-fn judge(error: &CallError) -> Verdict {
+fn judge(error: &CallError, size: usize) -> Verdict {
     let status = match error {
         CallError::TimedOut(_) => return Verdict::Again(None),
         CallError::Status(status) => status,
     };
     let asked = retry_delay(status);
+    let is_too_large = TOO_LARGE.iter().any(|words| status.message().contains(words));
     match status.code() {
-        Code::ResourceExhausted if asked.is_none() => Verdict::Halve,
-        // What a server made with tonic says where one made with grpc-go says RESOURCE_EXHAUSTED.
-        Code::OutOfRange if status.message().contains("message length too large") => Verdict::Halve,
+        // A server made with tonic says OUT_OF_RANGE where others say RESOURCE_EXHAUSTED.
+        Code::ResourceExhausted | Code::OutOfRange if is_too_large => Verdict::Halve,
+        Code::ResourceExhausted if asked.is_none() && size > NEVER_TOO_LARGE => Verdict::Halve,
+        Code::ResourceExhausted if asked.is_none() => Verdict::Refused,
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::ResourceExhausted
@@ -211,11 +239,16 @@ fn explain(error: &CallError) -> String {
         CallError::Status(status) => {
             let why = match std::error::Error::source(&**status) {
                 Some(source) => chain(source),
-                None => status.message().replace(['\n', '\r'], " "),
+                None => status.message().to_owned(),
             };
-            format!("{:?}: {why:.MESSAGE$}", status.code())
+            format!("{:?}: {}", status.code(), one_line(&why))
         }
     }
+}
+
+/// A peer's text, for the log.
+fn one_line(text: &str) -> String {
+    text.chars().take(MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

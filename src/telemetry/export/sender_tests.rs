@@ -5,13 +5,10 @@ use crate::telemetry::export::queue::Caps;
 use crate::telemetry::export::{METRICS, POINTS};
 use crate::telemetry::metrics::{Grouped, Instruments};
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::metrics::v1::{
-    ExportMetricsPartialSuccess, ExportMetricsServiceRequest,
-};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use tokio::time::Instant;
 use tonic_types::ErrorDetails;
 
 static STATE: MetricDef = MetricDef {
@@ -158,10 +155,12 @@ async fn a_collector_that_asks_for_a_pause_gets_it() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_too_large_goes_in_halves_and_a_poison_point_is_given_up_alone() {
-    let collector = Scripted::new(|hosts, _| match hosts {
-        hosts if hosts.len() > 3 || hosts.iter().any(|host| host == "poison") => {
-            refused(Code::ResourceExhausted)
-        }
+    let too_large = || {
+        let text = "grpc: received message after decompression larger than max (5000000 vs. 4194304)";
+        Err(CallError::Status(Box::new(Status::resource_exhausted(text))))
+    };
+    let collector = Scripted::new(move |hosts, _| match hosts {
+        hosts if hosts.len() > 3 || hosts.iter().any(|host| host == "poison") => too_large(),
         _ => Ok(None),
     });
     let counted = send(&collector, &[&["a", "b", "poison", "d", "e", "f", "g"], &["h"]]).await;
@@ -170,6 +169,16 @@ async fn what_is_too_large_goes_in_halves_and_a_poison_point_is_given_up_alone()
     taken.sort();
     assert_eq!(taken, ["a", "b", "d", "e", "f", "g", "h"]);
     assert_eq!(counted, [("exported", 7.0), ("rejected", 1.0), ("dropped", 0.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_is_out_of_quota_is_not_asked_point_by_point() {
+    let collector = Scripted::new(|_, _| refused(Code::ResourceExhausted));
+    let fleet: Vec<_> = (0..4_000).map(|i| format!("esx{i}")).collect();
+    let fleet: Vec<_> = fleet.iter().map(String::as_str).collect();
+    let counted = send(&collector, &[&fleet]).await;
+    assert!(collector.tries().len() < 20, "{}", collector.tries().len());
+    assert_eq!(counted, [("exported", 0.0), ("rejected", 4_000.0), ("dropped", 0.0)]);
 }
 
 #[tokio::test(start_paused = true)]
