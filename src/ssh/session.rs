@@ -307,7 +307,6 @@ impl Session {
     }
 
     async fn open_channel(&self) -> Result<Channel<Msg>, Failure> {
-        let lost = |why: &str| Failure::new(FailureReason::ConnectionLost, format!("open channel: {why}"));
         match timeout(OPEN_LIMIT, self.handle.channel_open_session()).await {
             Ok(Ok(channel)) => Ok(channel),
             // OpenSSH answers like this beyond its MaxSessions.
@@ -319,10 +318,10 @@ impl Session {
                 Err(Failure::new(reason, format!("open channel: refused ({why:?})")))
             }
             Ok(Err(russh::Error::SendError | russh::Error::RecvError | russh::Error::Disconnect)) => {
-                Err(lost(&self.told.end()))
+                Err(lost("open channel", &self.told.end()))
             }
             Ok(Err(error)) => Err(client::failure(&error).during("open channel")),
-            Err(_) => Err(lost("the host is silent")),
+            Err(_) => Err(lost("open channel", SILENT)),
         }
     }
 
@@ -334,6 +333,12 @@ impl Session {
         })
         .await;
     }
+}
+
+const SILENT: &str = "the host is silent";
+
+fn lost(step: &str, why: &str) -> Failure {
+    Failure::new(FailureReason::ConnectionLost, format!("{step}: {why}"))
 }
 
 /// Waits for the exit status and the end of a channel of which everything of interest has been read, and
