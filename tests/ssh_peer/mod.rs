@@ -468,7 +468,7 @@ async fn play(
             Say::Eof => drop(handle.eof(channel).await),
             Say::Close => {
                 open.end();
-                drop(handle.close(channel).await);
+                let _ = handle.close(channel).await;
             }
             Say::Stall => std::future::pending().await,
             Say::Cut => token.cancel(),
