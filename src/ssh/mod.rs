@@ -7,6 +7,8 @@ mod dial;
 mod host_keys;
 mod session;
 mod stream;
+mod transcript;
 
 pub use host_keys::HostKeys;
-pub use session::{Connector, End, Limits, METRICS, Session, Transcript};
+pub use session::{Connector, Limits, METRICS, Session};
+pub use transcript::{End, Transcript};

@@ -4,6 +4,7 @@ use super::authenticate::authenticate;
 use super::client::{self, Client, Told};
 use super::host_keys::HostKeys;
 use super::stream::OwnedStream;
+use super::transcript::{End, Lines, Transcript};
 use super::{algorithms, dial};
 use crate::accounts::guard::Guard;
 use crate::accounts::{Login, LoginSecret};
@@ -191,33 +192,6 @@ pub struct Limits {
     pub max_bytes: usize,
 }
 
-/// Why reading ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The command ended, or the caller had seen enough.
-    Complete,
-    /// The time limit.
-    TimedOut,
-    /// The limit of bytes.
-    TooLarge,
-    /// The connection ended.
-    Lost,
-}
-
-/// What a command printed, also when it did not end well.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transcript {
-    /// Lines of its standard output and when they came, counted from the start of the command. Invalid
-    /// UTF-8 is replaced, the end of line cut off.
-    pub lines: Vec<(Duration, String)>,
-    /// Its exit status, if the host told it.
-    pub exit: Option<u32>,
-    /// Why there are no more lines.
-    pub end: End,
-    /// How long it took.
-    pub elapsed: Duration,
-}
-
 /// A session that is logged in. Dropping it ends it at once; [`Session::close`] says good-bye.
 pub struct Session {
     handle: Handle<Client>,
@@ -307,7 +281,6 @@ impl Session {
     }
 
     async fn open_channel(&self) -> Result<Channel<Msg>, Failure> {
-        let lost = |why: &str| Failure::new(FailureReason::ConnectionLost, format!("open channel: {why}"));
         match timeout(OPEN_LIMIT, self.handle.channel_open_session()).await {
             Ok(Ok(channel)) => Ok(channel),
             // OpenSSH answers like this beyond its MaxSessions.
@@ -319,10 +292,10 @@ impl Session {
                 Err(Failure::new(reason, format!("open channel: refused ({why:?})")))
             }
             Ok(Err(russh::Error::SendError | russh::Error::RecvError | russh::Error::Disconnect)) => {
-                Err(lost(&self.told.end()))
+                Err(lost("open channel", &self.told.end()))
             }
             Ok(Err(error)) => Err(client::failure(&error).during("open channel")),
-            Err(_) => Err(lost("the host is silent")),
+            Err(_) => Err(lost("open channel", SILENT)),
         }
     }
 
@@ -334,6 +307,12 @@ impl Session {
         })
         .await;
     }
+}
+
+const SILENT: &str = "the host is silent";
+
+fn lost(step: &str, why: &str) -> Failure {
+    Failure::new(FailureReason::ConnectionLost, format!("{step}: {why}"))
 }
 
 /// Waits for the exit status and the end of a channel of which everything of interest has been read, and
@@ -356,71 +335,4 @@ async fn wait_for_close(channel: &mut Channel<Msg>, exit: &mut Option<u32>, end:
 
 async fn close(channel: &Channel<Msg>) {
     let _ = timeout(CLOSE_LIMIT, channel.close()).await;
-}
-
-impl Transcript {
-    /// Why it is not whole, if so.
-    pub fn failure(&self) -> Option<Failure> {
-        let (reason, message) = match self.end {
-            End::Complete => return None,
-            End::TimedOut => {
-                (FailureReason::CommandTimeout, format!("command: no end within {:.1?}", self.elapsed))
-            }
-            End::TooLarge => (FailureReason::AnswerTooLarge, "command: more output than is read".to_owned()),
-            End::Lost => (FailureReason::ConnectionLost, "command: the connection ended".to_owned()),
-        };
-        Some(Failure::new(reason, message))
-    }
-}
-
-/// Cuts the output into lines.
-struct Lines {
-    start: Instant,
-    lines: Vec<(Duration, String)>,
-    rest: Vec<u8>,
-    bytes: usize,
-    max_bytes: usize,
-}
-
-impl Lines {
-    fn new(start: Instant, max_bytes: usize) -> Self {
-        Self { start, lines: Vec::new(), rest: Vec::new(), bytes: 0, max_bytes }
-    }
-
-    fn count(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
-
-    fn too_many(&self) -> bool {
-        self.bytes > self.max_bytes
-    }
-
-    /// Takes bytes as they came, cut anywhere. Returns whether `until` was satisfied.
-    fn take(&mut self, data: &[u8], until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
-        let room = self.max_bytes.saturating_sub(self.bytes).min(data.len());
-        self.count(data.len());
-        let mut parts = data.get(..room).unwrap_or_default().split(|byte| *byte == b'\n').peekable();
-        while let Some(part) = parts.next() {
-            self.rest.extend_from_slice(part);
-            if parts.peek().is_some() && self.end_line(until) {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn finish(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) {
-        if !self.rest.is_empty() {
-            self.end_line(until);
-        }
-    }
-
-    fn end_line(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
-        let rest = std::mem::take(&mut self.rest);
-        let line = String::from_utf8_lossy(rest.strip_suffix(b"\r").unwrap_or(&rest)).into_owned();
-        let elapsed = self.start.elapsed();
-        let enough = until(elapsed, &line);
-        self.lines.push((elapsed, line));
-        enough
-    }
 }

@@ -1,0 +1,478 @@
+//! A small SSH server that behaves as badly as a test wants, apart from the simulator: it does what it is
+//! told, one connection at a time or many.
+
+use bytes::Bytes;
+use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, PublicKey};
+use russh::server::{
+    Auth, ChannelOpenHandle, Config, Handle, Handler, Msg, PublicKeyOffer, Response, Session,
+    VerifiedPublicKey,
+};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet};
+use std::borrow::Cow;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+pub const PASSWORD: &str = "right password";
+
+/// What happens when somebody logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Login {
+    /// As ESXi: keyboard-interactive, then a round without prompts.
+    #[default]
+    KeyboardInteractive,
+    /// The method `password` alone.
+    Password,
+    /// Both methods. Whoever tries both with a wrong password fails twice.
+    Both,
+    /// Two prompts in one round.
+    TwoPrompts,
+    /// Asks for the password again and again.
+    AsksAgain,
+    /// Lets a password in that is expired.
+    WantsNewPassword,
+    /// Never answers once it has the password.
+    SilentAfterPassword,
+    /// Cuts the connection once it has the password.
+    CutAfterPassword,
+    /// Cuts the connection before it has anything.
+    CutBeforePassword,
+    /// Rejects and lets no method remain.
+    NoMethodLeft,
+    /// Wants keyboard-interactive and then `password`.
+    TwoSteps,
+    /// Wants a public key beside the password.
+    AlsoKey,
+    /// A public key alone.
+    Key,
+}
+
+/// What the host sends for a command.
+#[derive(Debug, Clone)]
+pub enum Say {
+    Out(&'static [u8]),
+    Err(&'static [u8]),
+    Exit(u32),
+    Eof,
+    Close,
+    /// Nothing more until the test is over.
+    Stall,
+    /// The connection is cut.
+    Cut,
+    /// Endless output.
+    Flood,
+}
+
+/// How a command is answered.
+#[derive(Debug, Clone)]
+pub enum Commands {
+    /// By a real shell, with this in place of `/etc/init.d`.
+    Shell(String),
+    /// By this.
+    Play(Vec<Say>),
+    /// The request is refused.
+    Refuse,
+    /// No channel is opened.
+    NoChannel,
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub login: Login,
+    pub commands: Commands,
+    pub authorized: Option<PublicKey>,
+    /// Connections that were accepted, passwords that were looked at, sessions that were logged in.
+    pub connections: usize,
+    pub passwords: Vec<String>,
+    pub sessions: usize,
+    /// Commands that were run.
+    pub executed: usize,
+    /// Channels of all connections that are open now.
+    pub channels: usize,
+    /// Connections that are open now.
+    pub open: usize,
+}
+
+/// The server. Ends with it.
+pub struct Peer {
+    pub port: u16,
+    state: Arc<Mutex<State>>,
+    cut: Arc<Mutex<CancellationToken>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut_all();
+    }
+}
+
+impl Peer {
+    pub async fn start(login: Login, commands: Commands) -> Self {
+        let key =
+            PrivateKey::random(&mut rand::rng(), Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }).unwrap();
+        Self::with_key(login, commands, key).await
+    }
+
+    pub async fn with_key(login: Login, commands: Commands, key: PrivateKey) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = State {
+            login,
+            commands,
+            authorized: None,
+            connections: 0,
+            passwords: Vec::new(),
+            sessions: 0,
+            executed: 0,
+            channels: 0,
+            open: 0,
+        };
+        let state = Arc::new(Mutex::new(state));
+        let cut = Arc::new(Mutex::new(CancellationToken::new()));
+        let accepting = tokio::spawn(accept(listener, key, state.clone(), cut.clone()));
+        Self { port, state, cut, accepting }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Sessions that were logged in, and commands that were run.
+    pub fn seen(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.sessions, state.executed)
+    }
+
+    /// Cuts all connections.
+    pub fn cut_all(&self) {
+        std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
+    }
+
+    /// Waits until `condition` holds.
+    pub async fn until(&self, what: &str, condition: impl Fn(&State) -> bool) {
+        for _ in 0..500 {
+            if condition(&self.state()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it never came to this: {what}; {:?}", self.state());
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    key: PrivateKey,
+    state: Arc<Mutex<State>>,
+    cut: Arc<Mutex<CancellationToken>>,
+) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { return };
+        let token = cut.lock().unwrap().clone();
+        tokio::spawn(serve(stream, key.clone(), state.clone(), token));
+    }
+}
+
+async fn serve(stream: TcpStream, key: PrivateKey, state: Arc<Mutex<State>>, token: CancellationToken) {
+    let methods: &[MethodKind] = match state.lock().unwrap().login {
+        Login::Password => &[MethodKind::Password],
+        Login::Both => &[MethodKind::Password, MethodKind::KeyboardInteractive],
+        Login::Key => &[MethodKind::PublicKey],
+        _ => &[MethodKind::KeyboardInteractive],
+    };
+    let config = Config {
+        methods: MethodSet::from(methods),
+        auth_rejection_time: Duration::ZERO,
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![key],
+        nodelay: true,
+        ..Config::default()
+    };
+    {
+        let mut state = state.lock().unwrap();
+        state.connections += 1;
+        state.open += 1;
+    }
+    let connection = Connection { state: state.clone(), token: token.clone(), round: 0, channel: None };
+    // Two stacks, so that cutting one ends the socket without a good-bye.
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let mut stream = stream;
+    let session = tokio::spawn(async move {
+        if let Ok(session) = russh::server::run_stream(Arc::new(config), far, connection).await {
+            let _ = session.await;
+        }
+    });
+    let (mut from_client, mut to_client) = stream.split();
+    let (mut from_server, mut to_server) = tokio::io::split(near);
+    let both = async {
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_client, &mut to_server) => {}
+            _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
+        }
+    };
+    let _ = token.run_until_cancelled(both).await;
+    session.abort();
+    state.lock().unwrap().open -= 1;
+}
+
+struct Connection {
+    state: Arc<Mutex<State>>,
+    token: CancellationToken,
+    round: usize,
+    channel: Option<Arc<OpenChannel>>,
+}
+
+/// A slot of `MaxSessions`: given back when either end has closed the channel.
+struct OpenChannel {
+    state: Arc<Mutex<State>>,
+    done: AtomicBool,
+    _channel: Channel<Msg>,
+}
+
+impl OpenChannel {
+    fn is_open(&self) -> bool {
+        !self.done.load(Ordering::SeqCst)
+    }
+
+    fn end(&self) {
+        if !self.done.swap(true, Ordering::SeqCst) {
+            self.state.lock().unwrap().channels -= 1;
+        }
+    }
+}
+
+impl Drop for OpenChannel {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn prompts(prompts: &'static [(Cow<'static, str>, bool)]) -> Auth {
+    Auth::Partial { name: "".into(), instructions: "".into(), prompts: prompts.into() }
+}
+
+const ASK: &[(Cow<'static, str>, bool)] = &[(Cow::Borrowed("Password: "), false)];
+const ASK_TWO: &[(Cow<'static, str>, bool)] =
+    &[(Cow::Borrowed("Login: "), true), (Cow::Borrowed("Password: "), false)];
+const ASK_NEW: &[(Cow<'static, str>, bool)] = &[(Cow::Borrowed("New password: "), false)];
+
+impl Connection {
+    async fn judge(&mut self, password: &str) -> Result<Auth, russh::Error> {
+        let login = {
+            let mut state = self.state.lock().unwrap();
+            state.passwords.push(password.to_owned());
+            state.login
+        };
+        let wrong = |methods| Auth::Reject { proceed_with_methods: methods, partial_success: false };
+        let more = |method| Auth::Reject {
+            proceed_with_methods: Some(MethodSet::from(&[method][..])),
+            partial_success: true,
+        };
+        Ok(match login {
+            Login::SilentAfterPassword => std::future::pending().await,
+            Login::CutAfterPassword => {
+                self.token.cancel();
+                std::future::pending().await
+            }
+            Login::NoMethodLeft => wrong(Some(MethodSet::empty())),
+            _ if password != PASSWORD => wrong(None),
+            Login::TwoSteps if self.round < 100 => {
+                self.round = 100;
+                more(MethodKind::Password)
+            }
+            Login::AlsoKey => more(MethodKind::PublicKey),
+            _ => Auth::Accept,
+        })
+    }
+}
+
+impl Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_none(&mut self, _user: &str) -> Result<Auth, russh::Error> {
+        if self.state.lock().unwrap().login == Login::CutBeforePassword {
+            self.token.cancel();
+        }
+        Ok(Auth::reject())
+    }
+
+    async fn auth_password(&mut self, _user: &str, password: &str) -> Result<Auth, russh::Error> {
+        self.judge(password).await
+    }
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        user: &str,
+        _submethods: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, russh::Error> {
+        let login = self.state.lock().unwrap().login;
+        let Some(answers) = response else {
+            self.round = 1;
+            return Ok(prompts(if login == Login::TwoPrompts { ASK_TWO } else { ASK }));
+        };
+        let answers: Vec<String> =
+            answers.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+        self.round += 1;
+        match (login, self.round) {
+            (Login::TwoPrompts, 2) if answers.first().is_none_or(|first| first != user) => Ok(Auth::reject()),
+            (Login::AsksAgain, _) => {
+                self.state.lock().unwrap().passwords.extend(answers);
+                Ok(prompts(ASK))
+            }
+            (Login::WantsNewPassword, _) => {
+                self.state.lock().unwrap().passwords.extend(answers);
+                Ok(prompts(ASK_NEW))
+            }
+            (Login::KeyboardInteractive, 3) => {
+                Ok(if answers.is_empty() { Auth::Accept } else { Auth::reject() })
+            }
+            _ => {
+                let password = answers.last().cloned().unwrap_or_default();
+                match self.judge(&password).await? {
+                    Auth::Accept if login == Login::KeyboardInteractive => Ok(prompts(&[])),
+                    verdict => Ok(verdict),
+                }
+            }
+        }
+    }
+
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, russh::Error> {
+        let known = self.state.lock().unwrap().authorized.clone();
+        Ok(if known.is_some_and(|key| key.key_data() == offer.public_key.key_data()) {
+            Auth::Accept
+        } else {
+            Auth::reject()
+        })
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        _user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, russh::Error> {
+        let known = self.state.lock().unwrap().authorized.clone();
+        Ok(if known.is_some_and(|known| known.key_data() == key.public_key.key_data()) {
+            Auth::Accept
+        } else {
+            Auth::reject()
+        })
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), russh::Error> {
+        self.state.lock().unwrap().sessions += 1;
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let commands = self.state.lock().unwrap().commands.clone();
+        match commands {
+            Commands::NoChannel => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+            // MaxSessions 1, as on hardened hosts.
+            _ if self.channel.as_ref().is_some_and(|channel| channel.is_open()) => {
+                reply.reject(ChannelOpenFailure::ConnectFailed).await
+            }
+            _ => {
+                self.state.lock().unwrap().channels += 1;
+                let open = OpenChannel {
+                    state: self.state.clone(),
+                    done: AtomicBool::new(false),
+                    _channel: channel,
+                };
+                self.channel = Some(Arc::new(open));
+                reply.accept().await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, _id: ChannelId, _session: &mut Session) -> Result<(), russh::Error> {
+        if let Some(open) = self.channel.take() {
+            open.end();
+        }
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let commands = {
+            let mut state = self.state.lock().unwrap();
+            state.executed += 1;
+            state.commands.clone()
+        };
+        let command = String::from_utf8_lossy(data).into_owned();
+        let (handle, token) = (session.handle(), self.token.clone());
+        let Some(open) = self.channel.clone() else { return Ok(()) };
+        match commands {
+            Commands::Refuse => session.channel_failure(channel)?,
+            Commands::Shell(folder) => {
+                session.channel_success(channel)?;
+                tokio::spawn(token.run_until_cancelled_owned(shell(handle, channel, command, folder, open)));
+            }
+            Commands::Play(what) => {
+                session.channel_success(channel)?;
+                let play = play(handle, channel, what, self.token.clone(), open);
+                tokio::spawn(token.run_until_cancelled_owned(play));
+            }
+            Commands::NoChannel => {}
+        }
+        Ok(())
+    }
+}
+
+async fn shell(handle: Handle, channel: ChannelId, command: String, folder: String, open: Arc<OpenChannel>) {
+    let output = tokio::process::Command::new("/bin/sh")
+        .arg("-c")
+        .arg(command.replace("/etc/init.d", &folder))
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let _ = handle.data(channel, output.stdout).await;
+    let _ = handle.exit_status_request(channel, output.status.code().unwrap_or(255).unsigned_abs()).await;
+    let _ = handle.eof(channel).await;
+    open.end();
+    let _ = handle.close(channel).await;
+}
+
+async fn play(
+    handle: Handle,
+    channel: ChannelId,
+    what: Vec<Say>,
+    token: CancellationToken,
+    open: Arc<OpenChannel>,
+) {
+    for say in what {
+        match say {
+            Say::Out(text) => drop(handle.data(channel, Bytes::from_static(text)).await),
+            Say::Err(text) => drop(handle.extended_data(channel, 1, Bytes::from_static(text)).await),
+            Say::Exit(status) => drop(handle.exit_status_request(channel, status).await),
+            Say::Eof => drop(handle.eof(channel).await),
+            Say::Close => {
+                open.end();
+                let _ = handle.close(channel).await;
+            }
+            Say::Stall => std::future::pending().await,
+            Say::Cut => token.cancel(),
+            Say::Flood => while handle.data(channel, Bytes::from_static(&[b'x'; 8192])).await.is_ok() {},
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Visits: what becomes of a host's answers, its silence and its sessions.
+
+use super::peer::{Commands, Login, PASSWORD, Peer, Say};
+use super::{Agent, echo, host};
+use esxi_otel_agent::accounts::{Account, Accounts, AccountsConfig, Proof, Secret, SecretSource};
+use esxi_otel_agent::collectors::HostCollector;
+use esxi_otel_agent::collectors::critical_service::CriticalService;
+use esxi_otel_agent::config::{CriticalServiceConfig, NotInstalled, Service, SshConfig};
+use esxi_otel_agent::metric::Sample;
+use esxi_otel_agent::outcome::FailureReason;
+use esxi_otel_agent::poller::visit::{Visited, Visitor};
+use esxi_otel_agent::span::PastSpans;
+use esxi_otel_agent::stats::Stats;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+struct InitD(tempfile::TempDir);
+
+impl InitD {
+    fn new(scripts: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in scripts {
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self(folder)
+    }
+
+    fn commands(&self) -> Commands {
+        // As on the host, the scripts seem to stand below `init.d`.
+        Commands::Shell(self.0.path().to_str().unwrap().to_owned())
+    }
+}
+
+struct Round {
+    visitor: Visitor,
+    due: Vec<Arc<dyn HostCollector>>,
+    stats: Arc<Stats>,
+    _folder: tempfile::TempDir,
+}
+
+impl Round {
+    fn new(services: &[&str], change: impl FnOnce(&mut SshConfig)) -> Self {
+        let service = |name: &&str| Service { name: (*name).into(), reported_as: (*name).into() };
+        let collector = CriticalService::new(&CriticalServiceConfig {
+            interval: Duration::from_secs(60),
+            stale_after: Duration::from_secs(180),
+            max_in_flight: 8,
+            services: services.iter().map(service).collect(),
+            not_installed: NotInstalled::Stopped,
+        });
+        let proof = Proof::Password(SecretSource::Value(Secret::new(PASSWORD)));
+        let esxi = Some(Account { user: "root".into(), proof });
+        let accounts = Arc::new(Accounts::new(AccountsConfig { esxi, vcenter: None }));
+        let Agent { connector, stats, folder } = Agent::with(change);
+        let visitor = Visitor::new(connector, accounts, stats.clone(), PastSpans::default());
+        Self { visitor, due: vec![Arc::new(collector)], stats, _folder: folder }
+    }
+
+    async fn visit(&self, peer: &Peer) -> Visited {
+        self.visitor.visit(&Arc::new(host(peer.port)), &self.due, Duration::from_secs(30)).await
+    }
+}
+
+/// What a visit says of the services, `name=value` or `name:reason`.
+fn shown(visited: &Visited) -> Vec<String> {
+    let samples = visited.reports.iter().flat_map(|r| &r.readings).flat_map(|r| &r.samples);
+    let show = |s: &Sample| {
+        let service = s.attributes.get("service").unwrap();
+        s.attributes
+            .get("reason")
+            .map_or_else(|| format!("{service}={}", s.value), |why| format!("{service}:{why}"))
+    };
+    samples.map(show).collect()
+}
+
+#[tokio::test]
+async fn a_visit_says_of_each_service_what_its_script_says_and_keeps_the_session() {
+    let init =
+        InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", "echo vpxa is not running; exit 3")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd", "vpxa"], |_| {});
+    for _ in 0..3 {
+        let visited = round.visit(&peer).await;
+        visited.outcome.as_ref().unwrap();
+        assert_eq!(shown(&visited), ["hostd=1", "vpxa=0"]);
+        assert_eq!(visited.reports[0].collector, "critical_service");
+    }
+    assert_eq!(peer.seen(), (1, 3));
+    round.visitor.close_all().await;
+    peer.until("the session is over", |state| state.open == 0).await;
+    assert_eq!(shown(&round.visit(&peer).await).len(), 2, "after that, sessions last for one visit");
+    peer.until("the session is over", |state| state.open == 0).await;
+}
+
+#[tokio::test]
+async fn without_reuse_a_session_lasts_for_one_visit_and_a_forgotten_host_has_none() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd"], |config| config.reuse_sessions = false);
+    for _ in 0..2 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!(peer.state().sessions, 2);
+    peer.until("the sessions are over", |state| state.open == 0).await;
+    let round = Round::new(&["hostd"], |_| {});
+    round.visit(&peer).await.outcome.unwrap();
+    assert_eq!(peer.state().open, 1);
+    round.visitor.forget(&host(peer.port).id());
+    peer.until("the session is over", |state| state.open == 0).await;
+}
+
+#[tokio::test]
+async fn a_kept_session_that_died_is_replaced_within_the_visit() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd"], |_| {});
+    round.visit(&peer).await.outcome.unwrap();
+    // The end of the connection may or may not have been noticed when the next visit begins.
+    peer.cut_all();
+    assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
+    assert_eq!(peer.state().sessions, 2);
+    // A host that lets nobody in any more is not asked twice.
+    peer.cut_all();
+    peer.state().login = Login::NoMethodLeft;
+    let visited = round.visit(&peer).await;
+    assert_eq!(visited.outcome.unwrap_err().reason, FailureReason::AuthFailed);
+    assert_eq!(peer.state().connections, 3);
+}
+
+#[tokio::test]
+async fn a_host_that_refuses_channels_on_a_kept_session_gets_a_new_session() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd"], |_| {});
+    round.visit(&peer).await.outcome.unwrap();
+    peer.state().commands = Commands::NoChannel;
+    let visited = round.visit(&peer).await;
+    assert_eq!(visited.outcome.unwrap_err().reason, FailureReason::SessionLimit);
+    assert_eq!(peer.state().sessions, 2, "tried once anew");
+    let replaced = round.stats.samples().iter().any(|s| s.def.name == "esxi.agent.ssh.sessions.replaced");
+    assert!(replaced);
+}
+
+#[tokio::test]
+async fn a_hung_service_is_its_own_problem_and_no_failure_of_ssh() {
+    let init = InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", "exec sleep 60")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd", "vpxa"], |config| config.command_timeout = Duration::from_secs(4));
+    let visited = round.visit(&peer).await;
+    visited.outcome.as_ref().unwrap();
+    assert_eq!(shown(&visited), ["hostd=1", "vpxa:command_timeout"]);
+    assert!(!visited.reports[0].readings.iter().any(|r| &*r.part == "vpxa"), "its last status stands");
+}
+
+#[tokio::test]
+async fn a_host_that_answers_nothing_fails_the_visit_and_says_nothing_of_services() {
+    for (say, reason) in [
+        (vec![Say::Out(b"Welcome\n"), Say::Stall], FailureReason::CommandTimeout),
+        (vec![Say::Flood], FailureReason::AnswerTooLarge),
+        (vec![Say::Out(b"no shell for you\n"), Say::Exit(1), Say::Close], FailureReason::CommandFailed),
+        (vec![Say::Out(b"?\n"), Say::Exit(0), Say::Close], FailureReason::AnswerUnreadable),
+        (vec![Say::Cut], FailureReason::ConnectionLost),
+    ] {
+        let peer = Peer::start(Login::KeyboardInteractive, Commands::Play(say)).await;
+        let round = Round::new(&["hostd"], |config| config.command_timeout = Duration::from_millis(500));
+        let visited = round.visit(&peer).await;
+        assert_eq!(visited.outcome.as_ref().unwrap_err().reason, reason);
+        assert!(visited.reports.is_empty(), "{visited:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_visit_ends_at_its_limit_whatever_it_waits_for() {
+    let peer = Peer::start(Login::SilentAfterPassword, echo()).await;
+    let round = Round::new(&["hostd"], |config| config.login_timeout = Duration::from_secs(60));
+    let host = Arc::new(host(peer.port));
+    let visit = round.visitor.visit(&host, &round.due, Duration::from_millis(500));
+    let visited = tokio::time::timeout(Duration::from_secs(5), visit).await.unwrap();
+    assert_eq!(visited.outcome.unwrap_err().reason, FailureReason::CommandTimeout);
+    peer.until("the socket is closed", |state| state.open == 0).await;
+}
