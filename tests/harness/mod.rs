@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod estate;
+
 use esxi_otel_agent::simulator::host::{FleetHandle, FleetSpec, HostFleet};
 use std::fmt::Debug;
 use std::future::Future;
