@@ -4,7 +4,6 @@
 use crate::accounts::Accounts;
 use crate::accounts::guard::Guard;
 use crate::collectors;
-use crate::commands::report::Report;
 use crate::config::Config;
 use crate::inventory::{Inventory, InventoryError, InventoryWatch};
 use crate::outcome::Failure;
@@ -128,10 +127,9 @@ impl Rounds {
         hosts + self.poller.vcenters.as_ref().map_or(0, |_| inventory.vcenters.len())
     }
 
-    /// What is known of everybody who is asked.
-    pub fn report(&self) -> Report {
-        let (hosts, vcenters) = (self.poller.hosts.is_some(), self.poller.vcenters.is_some());
-        Report::of(&self.inventory(), &self.readings, hosts, vcenters)
+    /// Whether hosts, and whether vCenters are asked.
+    pub fn asked(&self) -> (bool, bool) {
+        (self.poller.hosts.is_some(), self.poller.vcenters.is_some())
     }
 }
 

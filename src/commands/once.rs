@@ -50,7 +50,8 @@ pub async fn once(
         }
     }
     rounds.poller.close().await;
-    let report = rounds.report();
+    let (hosts, vcenters) = rounds.asked();
+    let report = Report::of(&rounds.inventory(), &rounds.readings, hosts, vcenters);
     let page = match args.format {
         OnceFormat::Table => report.to_table(),
         OnceFormat::Json => json(&report)?,

@@ -186,6 +186,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Sources};
     use clap::Parser;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -229,7 +230,11 @@ mod tests {
         assert_eq!(mode("env"), 0o600);
         let config: serde_json::Value =
             serde_yaml::from_str(&std::fs::read_to_string(out.join("config.yaml")).unwrap()).unwrap();
-        assert!(out.join("ca.pem").exists());
+        let account = ["ESXI_USER", "ESXI_PASSWORD", "VCENTER_USER", "VCENTER_PASSWORD"];
+        let env = account.map(|name| (name.to_owned(), "simulated".into())).into();
+        let file = Some(out.join("config.yaml"));
+        let loaded = Config::load(&Sources { config: file, env, ..Sources::default() }).unwrap();
+        assert!(loaded.config.overall_state.is_some(), "the agent takes the configuration as it is");
         let port = u16::try_from(config["ssh"]["port"].as_u64().unwrap()).unwrap();
         tokio::net::TcpStream::connect(("127.16.0.3", port)).await.unwrap();
         cancel.cancel();

@@ -56,7 +56,7 @@ impl Source {
     /// The module below the crate's root that it belongs to.
     pub fn room(&self) -> &str {
         let first = self.path.split('/').next().unwrap();
-        first.strip_suffix(".rs").unwrap_or(first)
+        room(first.strip_suffix(".rs").unwrap_or(first))
     }
 
     pub fn is_in(&self, folder: &str) -> bool {
@@ -91,7 +91,7 @@ impl Source {
             }
             for path in paths(&code[at + "crate::".len()..]) {
                 let leaf = ["accounts::Secret", "accounts::secret"].iter().any(|leaf| path.starts_with(leaf));
-                let room = if leaf { "accounts::secret" } else { path.split("::").next().unwrap() };
+                let room = if leaf { "accounts::secret" } else { room(path.split("::").next().unwrap()) };
                 if room != self.room() {
                     rooms.insert(room.to_owned());
                 }
@@ -99,6 +99,11 @@ impl Source {
         }
         rooms
     }
+}
+
+/// The verbs and their flags are one room: each verb declares its own flags, `cli` gathers them.
+fn room(module: &str) -> &str {
+    if module == "cli" { "commands" } else { module }
 }
 
 /// The paths that follow `crate::`: one, or those of a group in braces.
