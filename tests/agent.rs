@@ -41,7 +41,8 @@ async fn what_is_true_arrives_at_the_collector_and_stands_on_the_page() {
 
     for host in 0..3 {
         let hostsystem = estate.host(host);
-        let of_host = |service| [("hostsystem", hostsystem.as_str()), ("service", service), ("site", "eu-de-1a")];
+        let of_host =
+            |service| [("hostsystem", hostsystem.as_str()), ("service", service), ("site", "eu-de-1a")];
         estate.arrives(SSH_UP, &[("hostsystem", &hostsystem)], 1.0).await;
         for service in ["hostd", "vpxa", "opsAgent"] {
             estate.arrives(SERVICE, &of_host(service), 1.0).await;
@@ -60,7 +61,9 @@ async fn what_is_true_arrives_at_the_collector_and_stands_on_the_page() {
     let host = estate.host(1);
     for line in [
         format!("esxi_critical_service_status{{hostsystem=\"{host}\",service=\"ntpd\",site=\"eu-de-1a\"}} 0"),
-        format!("esxi_critical_service_status{{hostsystem=\"{host}\",service=\"opsAgent\",site=\"eu-de-1a\"}} 1"),
+        format!(
+            "esxi_critical_service_status{{hostsystem=\"{host}\",service=\"opsAgent\",site=\"eu-de-1a\"}} 1"
+        ),
         format!("esxi_overall_status{{hostsystem=\"{host}\",site=\"eu-de-1a\",vcenter=\"{vcenter}\"}} 0"),
     ] {
         assert!(page.contains(&line), "{line}\nis not on\n{page}");
@@ -190,7 +193,8 @@ async fn every_fault_of_a_host_has_its_word_and_no_neighbour_notices() {
     for (host, (fault, reason)) in faults.iter().enumerate() {
         let host = estate.host(host);
         let failed = |seen: &esxi_otel_agent::simulator::sink::Seen| {
-            let mut series = seen.series(SSH_FAILURE, &[("hostsystem", &host)]);
+            let of_host = [("hostsystem", host.as_str())];
+            let mut series = seen.series(SSH_FAILURE, &of_host);
             series.next().map(|(series, _)| series["reason"].clone())
         };
         let seen = estate.sink.wait_for(failed, LIMIT).await.unwrap_or_else(|e| panic!("{fault:?}: {e}"));

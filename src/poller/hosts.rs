@@ -107,6 +107,10 @@ impl Visits for HostVisits {
         self.visitor.forget(host);
         self.readings.forget(host);
     }
+
+    fn hurry(&self) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// One line when a target fails in a new way, and one when it is back: not one a round.

@@ -49,6 +49,8 @@ pub trait Visits: Send + Sync + 'static {
     fn visit(&self, host: Arc<Host>, limit: Duration) -> impl Future<Output = ()> + Send;
     /// The host has left the inventory; no visit of it is under way.
     fn forget(&self, host: &TargetId);
+    /// Somebody asked for visits now: the next ones ask everything, whatever is due.
+    fn hurry(&self) {}
 }
 
 /// The timetable of all hosts.
@@ -112,7 +114,10 @@ impl<V: Visits> Schedule<V> {
                     let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
                     self.ended(&mut table, id, start, &pace);
                 }
-                () = self.now.notified() => table.all_due(Instant::now()),
+                () = self.now.notified() => {
+                    self.visits.hurry();
+                    table.all_due(Instant::now());
+                }
                 () = sleep_until(next.unwrap_or(start)), if next.is_some() => self.start(&mut table, &pace),
             }
         }

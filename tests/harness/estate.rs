@@ -65,8 +65,11 @@ impl Estate {
     /// The configuration of an agent for this estate, which asks once an hour unless `changes` (lines of
     /// YAML, one `key.path: value` each) say otherwise.
     pub fn config(&self, changes: &[(&str, &str)]) -> Loaded {
-        let vcenters: Vec<String> =
-            self.vcenters.iter().map(|vc| format!("{{address: '{}', site: eu-de-1a}}", vc.address())).collect();
+        let vcenters: Vec<String> = self
+            .vcenters
+            .iter()
+            .map(|vc| format!("{{address: '{}', site: eu-de-1a}}", vc.address()))
+            .collect();
         let path = |name: &str| self.folder.path().join(name).display().to_string();
         let (atlas, ca, state) = (path("atlas.json"), path("ca.pem"), path("state"));
         let text = format!(
