@@ -127,7 +127,16 @@ impl Connector {
         let owned = token.clone().drop_guard();
         let told = Arc::new(Told::default());
         let stream = OwnedStream::new(stream, token);
-        let mut handle = traced(&span, self.exchange_keys((name, port), stream, &told))
+        let heard = stream.heard();
+        let exchange = async {
+            self.exchange_keys((name, port), stream, &told).await.map_err(|failure| match failure.reason {
+                FailureReason::ConnectionLost if heard.other_protocol() => {
+                    Failure::new(FailureReason::ProtocolError, "the port answers, but not with SSH")
+                }
+                _ => failure,
+            })
+        };
+        let mut handle = traced(&span, exchange)
             .await
             .map_err(|failure| failure.during(format_args!("key exchange with {target}")))?;
         drop(span);

@@ -202,7 +202,7 @@ async fn a_key_exchange_that_hangs_ends_at_its_limit_and_leaves_no_socket() {
 async fn what_is_no_ssh_server_is_a_breach_of_protocol_or_a_loss() {
     use tokio::io::AsyncWriteExt as _;
     for (greeting, reason) in [
-        (&b"HTTP/1.1 400 Bad Request\r\n\r\nthat is not SSH at all\r\n"[..], FailureReason::ConnectionLost),
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\nthat is not SSH at all\r\n"[..], FailureReason::ProtocolError),
         (
             b"SSH-2.0-Odd\r\n\xff\xff\xff\xff garbage that is no packet of any kind",
             FailureReason::ProtocolError,
