@@ -110,7 +110,7 @@ fn says(line: &str) -> Option<ServiceState> {
     let line =
         if line.ends_with("..") { return None } else { line.strip_suffix('.').unwrap_or(&line).trim_end() };
     // `vpxa: running` is as good as `vpxa is running`.
-    let line = line.replace(": ", " is ");
+    let line = without_pid(line).replace(": ", " is ");
     let words: Vec<&str> = line.split_whitespace().collect();
     if words.iter().any(|word| DOUBT.contains(word)) || line.ends_with('?') {
         return None;
@@ -126,6 +126,23 @@ fn says(line: &str) -> Option<ServiceState> {
         ["running"] | [_, "running"] => Some(ServiceState::Running),
         _ => None,
     }
+}
+
+/// The line without the process id that a script may add to what it says: `… (pid 2099)`, `…, pid 2099`,
+/// `… with pid: 2099`, `… pid=2099`.
+fn without_pid(line: &str) -> &str {
+    let Some(at) = line.rfind("pid") else { return line };
+    let (before, id) = line.split_at(at);
+    let id = id.trim_start_matches("pids").trim_start_matches("pid");
+    let is_id = |c: char| c.is_ascii_digit() || matches!(c, ' ' | ':' | '=' | ',' | ')' | '#');
+    if !id.chars().all(is_id)
+        || !id.contains(|c: char| c.is_ascii_digit())
+        || before.ends_with(char::is_alphanumeric)
+    {
+        return line;
+    }
+    let before = before.trim_end_matches(['(', ' ', ',', ';']);
+    ["with", "as"].iter().find_map(|word| before.strip_suffix(word)).unwrap_or(before).trim_end()
 }
 
 /// The collector.
@@ -271,6 +288,12 @@ mod tests {
             "ntpd is already running",
             "ntpd is started",
             "watchdog is running\nhostd is running.",
+            "hostd is running (pid 2099123).",
+            "hostd is running, pid: 2099123",
+            "hostd is running with pid 2099123",
+            "hostd (pid 2099123) is running",
+            "Status: nsxa is running pid=12",
+            "sfcbd is running (pids 12, 13)",
             "watchdog-hostd: PID file /var/run/vmware/watchdog-hostd.PID does not exist\n\nhostd is running.",
         ] {
             expect(line, 0, ServiceState::Running);
@@ -302,6 +325,8 @@ mod tests {
             "hostd is running out of memory",
             "cannot tell if hostd is running",
             "hostd was running",
+            "hostd is running as rapid 7",
+            "hostd is running (pid file is stale)",
             "hostd is running low on memory",
             "running /etc/init.d/hostd status",
             "hostd should be running",
