@@ -256,7 +256,7 @@ fn the_state_folder_is_the_files_before_the_services() {
 fn short_intervals_shorten_the_time_outs_that_nobody_set() {
     let ssh = ok("collectors: {critical_service_collector: {interval: 10s}}").ssh;
     let timeouts = [ssh.connect_timeout, ssh.login_timeout, ssh.command_timeout];
-    assert_eq!(timeouts, [2, 4, 4].map(Duration::from_secs));
+    assert_eq!(timeouts, [2, 4, 8].map(Duration::from_secs));
 }
 
 #[test]

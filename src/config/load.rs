@@ -247,7 +247,8 @@ fn ssh(root: &mut Section<'_>, state_dir: &Path, interval: Option<Duration>) -> 
     let reuse_sessions = section.setting("reuse_sessions", boolean).or(true).value;
 
     let mut timeouts = section.section("timeouts");
-    // A visit must not outlast its interval; a short one shortens the defaults: 1 + 2 + 2 fifths.
+    // A visit is cut before its interval ends, whatever its steps may take. A short interval shortens the
+    // defaults of the steps, so that it is the slow step that is blamed and not the visit as a whole.
     let fifth = interval.map_or(Duration::MAX, |interval| interval / 5);
     let mut timeout = |key, default: Duration, fifths: u32| {
         timeouts
@@ -257,9 +258,9 @@ fn ssh(root: &mut Section<'_>, state_dir: &Path, interval: Option<Duration>) -> 
     let all = [
         timeout("connect", SECOND * 10, 1),
         timeout("login", SECOND * 20, 2),
-        timeout("command", SECOND * 20, 2),
+        timeout("command", SECOND * 20, 4),
     ];
-    let sum: Duration = all.iter().map(|timeout| timeout.value).sum();
+    let sum: Duration = all.iter().filter(|timeout| timeout.is_given()).map(|timeout| timeout.value).sum();
     if let Some(longest) = all.iter().filter(|timeout| timeout.is_given()).max_by_key(|timeout| timeout.value)
         && let Some(interval) = interval.filter(|interval| sum > *interval)
     {

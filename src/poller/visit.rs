@@ -267,7 +267,7 @@ fn says_dead(failure: &Failure) -> bool {
 /// The time limit of scripts on the host. Shorter than that of the command, so that the host itself can
 /// still say which script hangs; a few seconds are enough for the busiest host.
 fn on_the_host(command: Duration) -> Duration {
-    let reserve = (command / 2).min(Duration::from_secs(3));
+    let reserve = (command / 4).min(Duration::from_secs(3));
     Duration::from_secs((command - reserve).as_secs().max(1))
 }
 
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn scripts_are_stopped_before_the_command_is_given_up() {
-        for (command, host) in [(20, 17), (10, 7), (4, 2), (2, 1), (1, 1)] {
+        for (command, host) in [(20, 17), (10, 7), (4, 3), (2, 1), (1, 1)] {
             assert_eq!(on_the_host(Duration::from_secs(command)), Duration::from_secs(host));
         }
     }
