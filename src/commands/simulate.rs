@@ -7,6 +7,7 @@ use crate::simulator::host::{FleetError, FleetSpec, HostKeys};
 use crate::simulator::lab::{self, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
+use crate::simulator::sink::{Signal, Sink, SinkOptions};
 use rand::distr::{Alphanumeric, SampleString as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -47,6 +48,9 @@ pub struct SimulateArgs {
     /// OTLP endpoint to write into the configuration.
     #[arg(long, value_name = "URL", default_value = "http://localhost:4317")]
     pub otlp_endpoint: String,
+    /// Be the Collector, too: take what the agent pushes, and say at the end how much that was.
+    #[arg(long, conflicts_with = "otlp_endpoint")]
+    pub collector: bool,
     /// Folder for the inventory, the configuration and the environment.
     #[arg(long, value_name = "DIR", default_value = "lab")]
     pub out: PathBuf,
@@ -69,6 +73,9 @@ pub enum SimulateError {
         /// Why not.
         source: io::Error,
     },
+    /// The Collector.
+    #[error("simulate a Collector: {0}")]
+    Collector(io::Error),
     /// Signals.
     #[error("wait for signals: {0}")]
     Signal(io::Error),
@@ -96,10 +103,14 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
     };
     let (scenario, access) =
         scenario_vcenters::start(Scenario::start(spec)?, vcenters).await.map_err(SimulateError::Vcenters)?;
-    for file in lab::files(&scenario, &access, &folder, &args.otlp_endpoint) {
+    let options = SinkOptions { record: false, ..SinkOptions::default() };
+    let collector =
+        args.collector.then(|| Sink::start(options)).transpose().map_err(SimulateError::Collector)?;
+    let endpoint = collector.as_ref().map_or_else(|| args.otlp_endpoint.clone(), Sink::endpoint);
+    for file in lab::files(&scenario, &access, &folder, &endpoint) {
         write(&folder, &file)?;
     }
-    tell(&args, &scenario, &access.addresses, &folder);
+    tell(&args, &scenario, &access.addresses, &folder, &endpoint);
     let incidents = async {
         match args.incidents {
             Some(pace) => scenario.play(pace, cancel.clone()).await,
@@ -113,7 +124,28 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         _ = terminate.recv() => {}
     }
     scenario.shutdown().await;
+    if let Some(collector) = collector {
+        println!("{}", received(&collector));
+        collector.stop().await;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the Collector has taken, in a line a kind.
+fn received(collector: &Sink) -> String {
+    collector.seen(|seen| {
+        let line = |name: &str, signal: Signal| {
+            let of_signal = || seen.messages.iter().filter(|message| message.signal == signal);
+            let items: usize = of_signal().map(|message| message.items).sum();
+            let largest = of_signal().map(|message| message.bytes).max().unwrap_or_default();
+            format!(
+                "received {items} {name} in {} messages, the largest of {largest} bytes",
+                of_signal().count()
+            )
+        };
+        let (points, spans) = (line("points", Signal::Metrics), line("spans", Signal::Traces));
+        format!("{points}\n{spans}\nrefused {} messages", seen.refused)
+    })
 }
 
 /// A password that a second start with the same seed has, too, so that an agent that still runs is not
@@ -149,7 +181,7 @@ fn write(folder: &Path, file: &LabFile) -> Result<(), SimulateError> {
     work().map_err(|source| SimulateError::Write { path: path.clone(), source })
 }
 
-fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path) {
+fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path, endpoint: &str) {
     let (fleet, folder) = (&scenario.fleet, folder.display());
     println!("{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
     if let Some(last) = fleet.len().checked_sub(1) {
@@ -164,7 +196,7 @@ fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: 
     println!("\nIn another shell:");
     println!("  set -a; . '{folder}/env'; set +a");
     println!("  esxi-otel-agent once        # one round, as a table");
-    println!("  esxi-otel-agent run         # pushes to {}", args.otlp_endpoint);
+    println!("  esxi-otel-agent run         # pushes to {endpoint}");
     println!("\nCtrl-C ends the simulation.");
 }
 

@@ -215,9 +215,15 @@ impl Visitor {
         started: SystemTime,
     ) {
         let (subject, id) = (collector.subject(), &answer.question);
+        let mut attributes = vec![KeyValue::new(format!("esxi.{subject}"), id.to_string())];
+        if let Some(reason) = problem {
+            attributes.push(KeyValue::new("esxi.problem", reason.word()));
+        }
+        // That something is not installed was found out, and is no error: on a fleet where it is the rule,
+        // every trace would be kept for it.
         let failure = problem
+            .filter(|reason| *reason != FailureReason::NotInstalled)
             .map(|reason| Failure::new(reason, format!("{subject} {id}: {}", reason.meaning().trim())));
-        let attributes = vec![KeyValue::new(format!("esxi.{subject}"), id.to_string())];
         let times = (started, started + answer.elapsed);
         self.spans.add(&Span::current(), format!("{subject} {id}"), times, attributes, failure.as_ref());
     }
