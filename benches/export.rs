@@ -1,56 +1,36 @@
 //! What one export of a large fleet costs: `cargo bench --bench export`, or with other sizes
-//! `HOSTS=3000 cargo bench --bench export`. The sink runs in a process of its own, so that its share is not
-//! counted.
+//! `HOSTS=3000 cargo bench --bench export`.
+//!
+//! Method. The readings are made by the agent's own collectors, and made anew before each export, as visits
+//! and polls do; that is not part of what is measured. Each line is one run of a step: the CPU time of all
+//! threads of this process (`CLOCK_PROCESS_CPUTIME_ID`), the time that passed, and the peak of resident
+//! memory above what was resident before (`VmHWM`, set back before each step). After the first step the
+//! allocator keeps pages, so the memory of the *first export* is the honest one. The sink, which decodes
+//! every request, runs in a process of its own, so that its share is not counted. It rejects nothing; a
+//! refused request ends the benchmark.
+
+#[path = "export/fleet.rs"]
+mod fleet;
 
 use esxi_otel_agent::config::{Compression, OtlpConfig};
-use esxi_otel_agent::metric::{Attributes, Cadence, Kind, MetricDef, Sample, Unit};
-use esxi_otel_agent::readings::{Reading, Readings, Report, Snapshot};
+use esxi_otel_agent::readings::{Readings, Snapshot};
 use esxi_otel_agent::simulator::sink::{Sink, SinkOptions};
 use esxi_otel_agent::stats::Stats;
-use esxi_otel_agent::target::TargetId;
+use esxi_otel_agent::telemetry::catalog;
 use esxi_otel_agent::telemetry::export::Gatherer;
 use esxi_otel_agent::telemetry::export::encode::{Batch, Limits};
 use esxi_otel_agent::telemetry::export::peer::Peer;
 use esxi_otel_agent::telemetry::export::transport::{GrpcTransport, Transport};
-use esxi_otel_agent::telemetry::metrics::{Grouped, Instruments};
+use esxi_otel_agent::telemetry::metrics::Instruments;
 use esxi_otel_agent::telemetry::prometheus::{Format, Page};
+use fleet::Fleet;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 const AS_SINK: &str = "BENCH_AS_SINK";
-const ROUNDS: usize = 3;
-
-macro_rules! gauges {
-    ($($id:ident $name:literal $attributes:expr;)+) => {
-        $(static $id: MetricDef = MetricDef {
-            name: $name,
-            kind: Kind::Gauge,
-            unit: Unit::None,
-            cadence: Cadence::OnChange,
-            help: "A sentence as long as those of the real metrics, which say what a value means.",
-            attributes: $attributes,
-        };)+
-        static ALL: &[&MetricDef] = &[$(&$id),+];
-    };
-}
-
-gauges! {
-    SERVICE "esxi.critical_service.status" &["hostsystem", "service", "site"];
-    UP "esxi.host.ssh.up" &["hostsystem", "site"];
-    TOOK "esxi.host.ssh.visit.duration" &["hostsystem", "site"];
-    SUCCESS "esxi.host.ssh.last_success.timestamp" &["hostsystem", "site"];
-    OVERALL "esxi.overall_status" &["hostsystem", "site", "vcenter"];
-    INFO "esxi.host.info" &["address", "build", "cluster", "datacenter", "hostsystem", "model", "site", "vcenter", "version"];
-    CONNECTION "esxi.host.connection_state" &["address", "hostsystem", "site", "state", "vcenter"];
-    POWER "esxi.host.power_state" &["address", "hostsystem", "site", "state", "vcenter"];
-    MAINTENANCE "esxi.host.maintenance_mode" &["address", "hostsystem", "site", "vcenter"];
-    QUARANTINE "esxi.host.quarantine_mode" &["address", "hostsystem", "site", "vcenter"];
-    REBOOT "esxi.host.reboot_required" &["address", "hostsystem", "site", "vcenter"];
-    BOOT "esxi.host.boot.timestamp" &["address", "hostsystem", "site", "vcenter"];
-}
+const ROUNDS: u32 = 3;
 
 fn main() -> Result<(), Box<dyn Error>> {
     if std::env::var_os(AS_SINK).is_some() {
@@ -62,47 +42,59 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _guard = runtime.enter();
     let (mut child, endpoint) = spawn_sink()?;
+    let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
+    let mut export = |gatherer: &mut Gatherer, readings: &Readings| -> Result<Vec<Batch>, Box<dyn Error>> {
+        let batches = gatherer.everything(&readings.snapshot(), vec![])?.batches;
+        runtime.block_on(send(&mut transport, &batches, Compression::Zstd))?;
+        Ok(batches)
+    };
 
+    let fleet = Fleet::new(hosts);
     let readings = Readings::new();
-    measure("fill the readings", || fill(&readings, hosts));
-    let snapshot = readings.snapshot();
-    println!("{hosts} hosts, {} series", snapshot.len());
+    fleet.round(&readings, 0);
+    readings.take_changes();
+    println!("{hosts} hosts, {} series", readings.snapshot().len());
 
-    let resource = || opentelemetry_sdk::Resource::builder_empty().with_service_name("bench").build();
+    println!("\nthe goal: snapshot, collect, encode, compress, send");
+    let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name("bench").build();
     let limits = Limits { points: 8_000, bytes: Limits::BYTES };
+    let mut gatherer = Gatherer::new(Instruments::new(resource), limits, SystemTime::now());
+    let mut batches = measure("first export", || export(&mut gatherer, &readings))?;
     for round in 1..=ROUNDS {
-        println!("round {round}");
-        measure("  snapshot", || readings.snapshot());
-        measure("  group", || Grouped::new(snapshot.samples().cloned()));
+        drop(std::mem::take(&mut batches));
+        fleet.round(&readings, round);
+        readings.take_changes();
+        batches = measure("export", || export(&mut gatherer, &readings))?;
     }
-    let mut instruments = Instruments::new(resource());
-    for _ in 0..ROUNDS {
-        let grouped = Arc::new(Grouped::new(snapshot.samples().cloned()));
-        measure("SDK collect", || instruments.collect(grouped).map(drop))?;
-    }
-    drop(instruments);
-    let mut gatherer = Gatherer::new(Instruments::new(resource()), limits, SystemTime::now());
-    let mut batches = vec![];
-    for _ in 0..ROUNDS {
-        let gathered =
-            measure("whole: group, ends, collect, encode", || gatherer.everything(&snapshot, vec![]))?;
-        batches = gathered.batches;
-    }
-    measure("everything ends", || gatherer.everything(&Snapshot::default(), vec![]).map(drop))?;
     report(&batches);
+
+    println!("\nits parts");
+    for round in 1..=ROUNDS {
+        measure("a round's readings", || fleet.round(&readings, ROUNDS + round));
+    }
+    let snapshot = measure("snapshot", || readings.snapshot());
+    measure("collect and encode", || gatherer.everything(&snapshot, vec![]).map(drop))?;
     for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
         let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
         let name = format!("compress and send, {compression:?}");
         measure(&name, || runtime.block_on(send(&mut transport, &batches, compression)))?;
     }
+    drop(batches);
+
+    println!("\nends");
+    fleet.forget(&readings, 100);
+    let changes = readings.take_changes();
+    measure("1 host of 100 leaves", || gatherer.changes(changes).map(drop))?;
+    measure("everything ends", || gatherer.everything(&Snapshot::default(), vec![]).map(drop))?;
+
+    println!("\nfor a scrape");
     let stats = Stats::default();
     for format in [Format::Text, Format::OpenMetrics] {
         let bytes: usize = measure(&format!("page, {format:?}"), || {
-            Page::new(format, ALL, &readings, &stats).map(|chunk| chunk.len()).sum()
+            Page::new(format, &catalog::all(), &readings, &stats).map(|chunk| chunk.len()).sum()
         });
         println!("  {:.1} MB", bytes as f64 / 1e6);
     }
-    println!("memory at the peak: {}", peak());
     drop(child.stdin.take());
     child.wait()?;
     Ok(())
@@ -131,53 +123,25 @@ async fn send(
 ) -> Result<(), Box<dyn Error>> {
     for batch in batches {
         let sent = transport.send(batch.bytes.clone(), compression).await;
-        sent.map_err(|error| format!("{error:?}"))?;
+        if let Some(partial) = sent.map_err(|error| format!("{error:?}"))? {
+            return Err(format!("not all was taken: {}", partial.error_message).into());
+        }
     }
     Ok(())
 }
 
-fn fill(readings: &Readings, hosts: usize) {
-    for i in 0..hosts {
-        let host = format!("node{i:05}-bb{:03}.cc.eu-de-1.example.org", i / 20);
-        let ssh = Attributes::new([("hostsystem", host.as_str()), ("site", "eu-de-1a")]);
-        let mut samples: Vec<_> = ["hostd", "opsAgent", "nsx-proxy", "nsxa", "ntpd", "vpxa", "vvold"]
-            .into_iter()
-            .map(|service| Sample::new(&SERVICE, ssh.with("service", service), 1.0))
-            .collect();
-        samples.push(Sample::new(&UP, ssh.clone(), 1.0));
-        samples.push(Sample::new(&TOOK, ssh.clone(), 0.4 + i as f64 / 1e5));
-        samples.push(Sample::new(&SUCCESS, ssh.clone(), 1.7e9 + i as f64 / 1e3));
-        record(readings, TargetId::host(host.as_str()), samples);
-
-        let vcenter = format!("vc-{}.cc.eu-de-1.example.org", i / 500);
-        let seen = ssh.with("vcenter", vcenter.as_str());
-        let joined = seen.with("address", host.as_str());
-        let info = ["cluster", "datacenter", "model", "version", "build"];
-        let info = info.iter().fold(joined.clone(), |all, key| all.with(*key, format!("{key}-{}", i / 20)));
-        let mut samples = vec![Sample::new(&OVERALL, seen, 2.0), Sample::new(&INFO, info, 1.0)];
-        for state in ["connected", "disconnected", "notResponding"] {
-            samples.push(Sample::new(&CONNECTION, joined.with("state", state), 0.0));
-        }
-        for state in ["poweredOn", "poweredOff", "standBy", "unknown"] {
-            samples.push(Sample::new(&POWER, joined.with("state", state), 0.0));
-        }
-        for def in [&MAINTENANCE, &QUARANTINE, &REBOOT, &BOOT] {
-            samples.push(Sample::new(def, joined.clone(), 0.0));
-        }
-        record(readings, TargetId::vcenter(format!("{vcenter}/{i}")), samples);
-    }
-}
-
-fn record(readings: &Readings, target: TargetId, samples: Vec<Sample>) {
-    let readings_of_target = vec![Reading { part: "all".into(), samples }];
-    readings.record(Report { target, collector: "bench", readings: readings_of_target, stale_after: None });
-}
-
 fn measure<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let before = memory("VmRSS:");
+    // 5 sets the high-water mark back to what is resident now (proc(5)).
+    let is_reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
     let (wall, cpu) = (Instant::now(), cpu_time());
     let result = work();
     let (wall, cpu) = (wall.elapsed(), cpu_time() - cpu);
-    println!("{what:<40} {:>8.1} ms CPU {:>8.1} ms", millis(cpu), millis(wall));
+    let peak = match is_reset {
+        true => format!("{:>6.1} MB", memory("VmHWM:").saturating_sub(before) as f64 / 1e6),
+        false => "unknown".into(),
+    };
+    println!("{what:<28} {:>8.1} ms CPU {:>8.1} ms {peak:>10}", millis(cpu), millis(wall));
     result
 }
 
@@ -202,9 +166,11 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn peak() -> String {
+/// Bytes, from a line of `/proc/self/status`; 0 where there is no such file.
+fn memory(line: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("unknown").trim().to_owned()
+    let kilobytes = status.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_default();
+    kilobytes.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
 }
 
 fn config(endpoint: &str) -> OtlpConfig {
