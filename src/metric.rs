@@ -142,6 +142,12 @@ impl Attributes {
         &self.0
     }
 
+    /// The same for clones, another for those that were built apart, even of equal pairs. Of use only
+    /// while one of the clones is kept: afterwards others may get it.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0).cast::<()>().addr()
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_ref())

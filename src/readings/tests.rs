@@ -99,3 +99,17 @@ async fn whoever_waits_for_a_change_is_woken_by_one_that_came_before() {
     readings.record(report("h", "p", vec![state("a", 1.0)], None));
     tokio::time::timeout(Duration::from_secs(1), readings.changed()).await.expect("woken");
 }
+
+#[tokio::test]
+async fn a_series_keeps_its_identity_from_one_report_to_the_next() {
+    let readings = Readings::new();
+    let identities = || -> Vec<usize> {
+        readings.snapshot().samples().map(|sample| sample.attributes.identity()).collect()
+    };
+    readings.record(report("h", "p", vec![state("a", 1.0), state("b", 1.0)], None));
+    let before = identities();
+    readings.record(report("h", "p", vec![state("a", 1.0), state("c", 1.0)], None));
+    let after = identities();
+    assert_eq!(before[0], after[0]);
+    assert_ne!(before[1], after[1], "another series at its place");
+}

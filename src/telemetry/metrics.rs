@@ -1,9 +1,10 @@
-//! The SDK's instruments: one observable gauge or counter a metric. Their callbacks read one immutable
-//! snapshot from a cell, and nothing else.
+//! The SDK's instruments: one observable gauge or counter a metric, whose callback reads one immutable list
+//! of samples, and nothing else.
 //!
-//! Collected by hand rather than by a periodic reader: the exporter decides when, with what snapshot, and
-//! that collections never overlap. An observable instrument forgets the series that its callback does not
-//! report, so that a snapshot of the changes alone exports the changes alone.
+//! Collected by hand rather than by a periodic reader: the exporter decides when and what, and collections
+//! never overlap. Metric by metric, so that the SDK's copy of a large fleet never exists as a whole, and
+//! from a pipeline that lives for the one collection: the SDK forgets the series of an observable instrument
+//! with each collection anyway, and only a new pipeline has the room for the next ones at once.
 
 use crate::metric::{Attributes, Kind, MetricDef, Sample};
 use opentelemetry::metrics::{AsyncInstrument, Meter, MeterProvider};
@@ -16,22 +17,22 @@ use opentelemetry_sdk::metrics::{
     Instrument, InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Stream, Temporality,
 };
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// Series that each metric may have at least. Beyond its limit the SDK silently folds the rest into one.
-const SMALLEST_LIMIT: usize = 4_096;
-
-/// The snapshot could not be collected.
+/// A metric could not be collected.
 #[derive(Debug, thiserror::Error)]
-#[error("collecting the metrics: {0}")]
-pub struct CollectError(String);
+#[error("collecting {metric}: {why}")]
+pub struct CollectError {
+    metric: &'static str,
+    why: String,
+}
 
 /// The samples of one collection, by metric.
 #[derive(Debug, Default)]
 pub struct Grouped {
-    by_def: HashMap<&'static MetricDef, Vec<Sample>>,
+    metrics: Vec<(&'static MetricDef, Vec<Sample>)>,
     points: usize,
 }
 
@@ -39,9 +40,16 @@ impl Grouped {
     /// Groups samples by their metric. Values that are not finite are left out: no way out can carry them.
     pub fn new(samples: impl IntoIterator<Item = Sample>) -> Self {
         let mut grouped = Self::default();
+        // By address, which is a lot cheaper than by name: a definition is a static.
+        let mut places: HashMap<*const MetricDef, usize> = HashMap::new();
         for sample in samples.into_iter().filter(|sample| sample.value.is_finite()) {
             grouped.points += 1;
-            grouped.by_def.entry(sample.def).or_default().push(sample);
+            let next = grouped.metrics.len();
+            let place = *places.entry(sample.def).or_insert(next);
+            match grouped.metrics.get_mut(place) {
+                Some((_, samples)) => samples.push(sample),
+                None => grouped.metrics.push((sample.def, vec![sample])),
+            }
         }
         grouped
     }
@@ -56,100 +64,63 @@ impl Grouped {
         self.points == 0
     }
 
-    /// The samples of one metric.
-    pub fn of(&self, def: &'static MetricDef) -> &[Sample] {
-        self.by_def.get(def).map_or(&[], Vec::as_slice)
+    /// The metrics, each with at least one sample.
+    pub fn metrics(&self) -> impl Iterator<Item = (&'static MetricDef, &[Sample])> {
+        self.metrics.iter().map(|(def, samples)| (*def, samples.as_slice()))
     }
 
-    /// Every sample.
-    pub fn samples(&self) -> impl Iterator<Item = &Sample> {
-        self.by_def.values().flatten()
-    }
-
-    fn widest(&self) -> usize {
-        self.by_def.values().map(Vec::len).max().unwrap_or(0)
+    /// The metrics, one after the other, so that each can go when it has been collected.
+    pub fn into_metrics(self) -> impl Iterator<Item = (&'static MetricDef, Vec<Sample>)> {
+        self.metrics.into_iter()
     }
 }
 
-type Cell = Arc<Mutex<Option<Arc<Grouped>>>>;
-
-/// The instruments and their reader. Owned by one exporter.
+/// Makes the instruments. Owned by one exporter.
 #[derive(Debug)]
 pub struct Instruments {
     resource: Resource,
-    cell: Cell,
-    limit: usize,
-    pipeline: Built,
-}
-
-#[derive(Debug)]
-struct Built {
-    reader: SharedReader,
-    /// Keeps the pipeline alive, to which the reader has only a weak reference.
-    provider: SdkMeterProvider,
-    registered: HashSet<&'static MetricDef>,
 }
 
 impl Instruments {
-    /// Without instruments: a metric gets its own when a sample of it comes for the first time.
+    /// Of whom the metrics are.
     pub fn new(resource: Resource) -> Self {
-        let limit = SMALLEST_LIMIT;
-        let pipeline = build(&resource, limit);
-        Self { resource, cell: Cell::default(), limit, pipeline }
+        Self { resource }
     }
 
-    /// Collects exactly the samples of `snapshot`. Blocks for a few hundred milliseconds when the fleet is
+    /// Of whom the metrics are.
+    pub fn resource(&self) -> &Resource {
+        &self.resource
+    }
+
+    /// Collects exactly these samples of a metric. Blocks for some hundred milliseconds when the fleet is
     /// large: not for an async thread.
-    pub fn collect(&mut self, snapshot: Arc<Grouped>) -> Result<ResourceMetrics, CollectError> {
-        // The SDK keeps the series of the last collection until the end of the next one, so it has to
-        // have room for two disjoint sets; the limit is allocated at once, so it grows with the fleet.
-        if snapshot.widest() * 2 > self.limit {
-            self.limit = snapshot.widest() * 4;
-            self.pipeline = build(&self.resource, self.limit);
-        }
-        self.register(&snapshot);
-        let mut collected = ResourceMetrics::default();
-        *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
-        let result = self.pipeline.reader.collect(&mut collected);
-        *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        match result {
-            Ok(()) => Ok(collected),
-            Err(error) => {
-                // A pipeline that failed once fails for ever (its lock is poisoned): start a new one.
-                self.pipeline = build(&self.resource, self.limit);
-                Err(CollectError(error.to_string()))
-            }
-        }
-    }
-
-    /// Never from within a callback, where it would deadlock.
-    fn register(&mut self, snapshot: &Grouped) {
+    pub fn collect(
+        &self,
+        def: &'static MetricDef,
+        samples: Vec<Sample>,
+    ) -> Result<ResourceMetrics, CollectError> {
+        // Beyond this limit the SDK silently folds the rest into one series; it allocates that much at once.
+        let limit = samples.len();
+        let reader = SharedReader(Arc::new(ManualReader::builder().build()));
+        // Keeps the pipeline alive, to which the reader has only a weak reference.
+        let provider = SdkMeterProvider::builder()
+            .with_resource(self.resource.clone())
+            .with_reader(reader.clone())
+            .with_view(move |_: &Instrument| Stream::builder().with_cardinality_limit(limit).build().ok())
+            .build();
         // No name and no version: behind a Collector every series would get otel_scope_* labels otherwise.
-        let meter = self.pipeline.provider.meter("");
-        for def in snapshot.by_def.keys() {
-            if self.pipeline.registered.insert(def) {
-                register(&meter, def, Arc::clone(&self.cell));
-            }
-        }
+        register(&provider.meter(""), def, samples);
+        let mut collected = ResourceMetrics::default();
+        let result = reader.collect(&mut collected);
+        result.map_err(|error| CollectError { metric: def.name, why: error.to_string() })?;
+        Ok(collected)
     }
 }
 
-fn build(resource: &Resource, limit: usize) -> Built {
-    let reader = SharedReader(Arc::new(ManualReader::builder().build()));
-    let provider = SdkMeterProvider::builder()
-        .with_resource(resource.clone())
-        .with_reader(reader.clone())
-        .with_view(move |_: &Instrument| Stream::builder().with_cardinality_limit(limit).build().ok())
-        .build();
-    Built { reader, provider, registered: HashSet::new() }
-}
-
-fn register(meter: &Meter, def: &'static MetricDef, cell: Cell) {
+fn register(meter: &Meter, def: &'static MetricDef, samples: Vec<Sample>) {
     let callback = move |observer: &dyn AsyncInstrument<f64>| {
-        let snapshot = cell.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(snapshot) = snapshot else { return };
         let mut attributes = Vec::with_capacity(def.attributes.len());
-        for sample in snapshot.of(def) {
+        for sample in &samples {
             attributes.clear();
             attributes.extend(key_values(&sample.attributes));
             observer.observe(sample.value, &attributes);
@@ -239,28 +210,26 @@ mod tests {
         points
     }
 
-    fn collect(instruments: &mut Instruments, samples: Vec<Sample>) -> Vec<(String, f64)> {
-        points(&instruments.collect(Arc::new(Grouped::new(samples))).expect("collected"))
+    fn collect(instruments: &Instruments, samples: Vec<Sample>) -> Vec<(String, f64)> {
+        points(&instruments.collect(&STATE, samples).expect("collected"))
     }
 
     #[test]
-    fn a_collection_holds_its_snapshot_and_nothing_of_the_one_before() {
-        let mut instruments = Instruments::new(Resource::builder_empty().build());
-        let first = collect(&mut instruments, vec![state("a", 1.0), state("b", 0.0)]);
+    fn a_collection_holds_its_samples_and_nothing_of_the_one_before() {
+        let instruments = Instruments::new(Resource::builder_empty().build());
+        let first = collect(&instruments, vec![state("a", 1.0), state("b", 0.0)]);
         assert_eq!(first, [("a".into(), 1.0), ("b".into(), 0.0)]);
-        assert_eq!(collect(&mut instruments, vec![state("b", 1.0)]), [("b".into(), 1.0)]);
-        assert_eq!(collect(&mut instruments, vec![]), []);
+        assert_eq!(collect(&instruments, vec![state("b", 1.0)]), [("b".into(), 1.0)]);
+        assert_eq!(collect(&instruments, vec![]), []);
     }
 
     #[test]
-    fn no_series_is_folded_into_an_overflow_when_a_large_fleet_changes_all_at_once() {
-        let mut instruments = Instruments::new(Resource::builder_empty().build());
-        for generation in ["old", "new", "newer"] {
-            let fleet = (0..9_000).map(|i| state(&format!("{generation}-{i}"), 1.0)).collect();
-            let collected = collect(&mut instruments, fleet);
-            assert_eq!(collected.len(), 9_000);
-            assert!(collected.iter().all(|(host, _)| host.starts_with(generation)));
-        }
+    fn no_series_of_a_large_fleet_is_folded_into_an_overflow() {
+        let instruments = Instruments::new(Resource::builder_empty().build());
+        let fleet = (0..9_000).map(|i| state(&i.to_string(), 1.0)).collect();
+        let collected = collect(&instruments, fleet);
+        assert_eq!(collected.len(), 9_000);
+        assert!(collected.iter().all(|(host, _)| host.parse::<u32>().is_ok_and(|host| host < 9_000)));
     }
 
     #[test]

@@ -3,20 +3,14 @@
 //! A Collector refuses a message of more than 4 MiB, counted after decompression, and what it refuses is
 //! lost: so a request is never built larger than its [`Limits`].
 
+use super::wire::{self, Point, field_len, head};
 use crate::metric::{Attributes, Kind, MetricDef};
-use crate::readings::SeriesKey;
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
-use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
-use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, DataPointFlags, Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics,
-    Sum, metric::Data,
-};
+use opentelemetry::{KeyValue, Value};
+use opentelemetry_proto::tonic::common::v1::AnyValue;
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics as Collected};
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
 use prost::Message;
-use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How large a request may be.
@@ -51,250 +45,169 @@ pub struct Times {
     pub collected: SystemTime,
 }
 
-/// Encodes what was collected, then one flagged point for each series that ended.
-pub fn encode(collected: &Collected, ends: &[SeriesKey], times: Times, limits: Limits) -> Vec<Batch> {
-    let resource = Resource::from(collected.resource());
-    let mut portions = Portions::new(resource, limits);
-    for metric in collected.scope_metrics().flat_map(|scope| scope.metrics()) {
-        let header = Header { name: metric.name(), help: metric.description(), unit: metric.unit() };
-        // Only the two kinds that `metrics` registers can be there.
-        match metric.data() {
-            AggregatedMetrics::F64(MetricData::Gauge(gauge)) => {
-                portions.open(header, Kind::Gauge);
-                for point in gauge.data_points() {
-                    let attributes = point.attributes().map(KeyValue::from).collect();
-                    portions.push(live(attributes, point.value(), Kind::Gauge, times));
-                }
-            }
-            AggregatedMetrics::F64(MetricData::Sum(sum)) => {
-                portions.open(header, Kind::Counter);
-                for point in sum.data_points() {
-                    let attributes = point.attributes().map(KeyValue::from).collect();
-                    portions.push(live(attributes, point.value(), Kind::Counter, times));
-                }
-            }
-            _ => {}
+/// The requests so far, and the one that is being filled.
+#[derive(Debug)]
+pub struct Encoder {
+    /// The message `Resource`, encoded.
+    resource: Vec<u8>,
+    start: u64,
+    time: u64,
+    limits: Limits,
+    done: Vec<Batch>,
+    /// The entries of the request, each with its head as a field of `ScopeMetrics`.
+    metrics: Vec<u8>,
+    entry: Entry,
+    /// Points of the request, those of the open entry included.
+    points: usize,
+    /// The attributes of the point at hand.
+    attributes: Vec<u8>,
+}
+
+/// The `Metric` to which points are added.
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    /// Name, description and unit, encoded. They stay when a request is full: the entry goes on in the next.
+    heading: Vec<u8>,
+    points: Vec<u8>,
+}
+
+/// Bytes beside resource and entries: the heads of the messages around them.
+const ENVELOPE: usize = 64;
+
+impl Encoder {
+    /// For one collection.
+    pub fn new(resource: &opentelemetry_sdk::Resource, times: Times, limits: Limits) -> Self {
+        Self {
+            resource: Resource::from(resource).encode_to_vec(),
+            start: nanos(times.started),
+            time: nanos(times.collected),
+            limits,
+            done: vec![],
+            metrics: vec![],
+            entry: Entry { kind: Kind::Gauge, heading: vec![], points: vec![] },
+            points: 0,
+            attributes: vec![],
         }
     }
-    for (def, attributes) in ends {
+
+    /// Adds what was collected.
+    pub fn live(&mut self, collected: &ResourceMetrics) {
+        for metric in collected.scope_metrics().flat_map(|scope| scope.metrics()) {
+            let heading = [metric.name(), metric.description(), metric.unit()];
+            // Only the two kinds that `metrics` registers can be there.
+            match metric.data() {
+                AggregatedMetrics::F64(MetricData::Gauge(gauge)) => {
+                    self.open(heading, Kind::Gauge);
+                    gauge.data_points().for_each(|point| self.live_point(point.attributes(), point.value()));
+                }
+                AggregatedMetrics::F64(MetricData::Sum(sum)) => {
+                    self.open(heading, Kind::Counter);
+                    sum.data_points().for_each(|point| self.live_point(point.attributes(), point.value()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds the end of a series: a flagged point without a value.
+    pub fn end(&mut self, def: &MetricDef, attributes: &Attributes) {
         // An entry for each end: the Collector's prometheusexporter stops reading an entry at its first
         // flagged point (`accumulateGauge` returns there), so a second one would never be seen.
-        portions.open(Header::of(def), def.kind);
-        portions.push(end(attributes, def.kind, times));
+        self.open([def.name, def.help, def.unit.ucum()], def.kind);
+        self.attributes.clear();
+        for (key, value) in attributes.iter() {
+            wire::text_attribute(&mut self.attributes, key, value);
+        }
+        self.push(None);
     }
-    portions.finish()
-}
 
-/// Splits a request in two halves with the same times; the second is empty when there is one point only.
-pub fn halve(bytes: &Bytes) -> Result<[Batch; 2], prost::DecodeError> {
-    let mut first = ExportMetricsServiceRequest::decode(bytes.clone())?;
-    let mut second = first.clone();
-    let total = points_of(&first);
-    let middle = total.div_ceil(2);
-    keep(&mut first, 0..middle);
-    keep(&mut second, middle..total);
-    let batch = |request: ExportMetricsServiceRequest, points| Batch {
-        bytes: request.encode_to_vec().into(),
-        points,
-    };
-    Ok([batch(first, middle), batch(second, total - middle)])
-}
-
-/// Names the metric and the attributes of a request's first point, for the log.
-pub fn describe(bytes: &Bytes) -> String {
-    let Ok(request) = ExportMetricsServiceRequest::decode(bytes.clone()) else { return "unreadable".into() };
-    let metrics = request.resource_metrics.iter().flat_map(|r| &r.scope_metrics).flat_map(|s| &s.metrics);
-    let Some(metric) = metrics.into_iter().next() else { return "empty".into() };
-    let point = match &metric.data {
-        Some(Data::Gauge(gauge)) => gauge.data_points.first(),
-        Some(Data::Sum(sum)) => sum.data_points.first(),
-        _ => None,
-    };
-    let text = |value: &KeyValue| match value.value.as_ref().and_then(|v| v.value.as_ref()) {
-        Some(any_value::Value::StringValue(text)) => format!("{}={:.100}", value.key, text),
-        _ => value.key.clone(),
-    };
-    let attributes: Vec<_> = point.into_iter().flat_map(|point| &point.attributes).map(text).collect();
-    format!("{}{{{}}}", metric.name, attributes.join(","))
-}
-
-/// Number of points in a request.
-pub fn points_of(request: &ExportMetricsServiceRequest) -> usize {
-    let scopes = request.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
-    scopes.flat_map(|scope| &scope.metrics).map(|metric| points(metric).map_or(0, <[_]>::len)).sum()
-}
-
-fn points(metric: &Metric) -> Option<&[NumberDataPoint]> {
-    match metric.data.as_ref()? {
-        Data::Gauge(gauge) => Some(&gauge.data_points),
-        Data::Sum(sum) => Some(&sum.data_points),
-        _ => None,
+    /// The requests, in the order in which they have to be sent.
+    pub fn finish(mut self) -> Vec<Batch> {
+        self.flush();
+        self.done
     }
-}
 
-fn points_mut(metric: &mut Metric) -> Option<&mut Vec<NumberDataPoint>> {
-    match metric.data.as_mut()? {
-        Data::Gauge(gauge) => Some(&mut gauge.data_points),
-        Data::Sum(sum) => Some(&mut sum.data_points),
-        _ => None,
+    fn live_point<'a>(&mut self, attributes: impl Iterator<Item = &'a KeyValue>, value: f64) {
+        self.attributes.clear();
+        for KeyValue { key, value, .. } in attributes {
+            match value {
+                Value::String(text) => {
+                    wire::text_attribute(&mut self.attributes, key.as_str(), text.as_str())
+                }
+                other => wire::attribute(&mut self.attributes, key.as_str(), &AnyValue::from(other.clone())),
+            }
+        }
+        self.push(Some(value));
     }
-}
 
-/// Leaves only the points whose place in the request is in `range`.
-fn keep(request: &mut ExportMetricsServiceRequest, range: Range<usize>) {
-    let mut place = 0;
-    for scope in request.resource_metrics.iter_mut().flat_map(|resource| &mut resource.scope_metrics) {
-        scope.metrics.retain_mut(|metric| {
-            let Some(points) = points_mut(metric) else { return false };
-            points.retain(|_| {
-                place += 1;
-                range.contains(&(place - 1))
-            });
-            !points.is_empty()
-        });
+    /// The following points are of this metric, and get an entry of their own.
+    fn open(&mut self, heading: [&str; 3], kind: Kind) {
+        self.close();
+        self.entry.kind = kind;
+        self.entry.heading.clear();
+        for (field, text) in (1..).zip(heading) {
+            wire::text(&mut self.entry.heading, field, text);
+        }
     }
-}
 
-fn live(attributes: Vec<KeyValue>, value: f64, kind: Kind, times: Times) -> NumberDataPoint {
-    NumberDataPoint { value: Some(Value::AsDouble(value)), ..point(attributes, kind, times) }
-}
-
-fn end(attributes: &Attributes, kind: Kind, times: Times) -> NumberDataPoint {
-    let attributes = attributes.iter().map(|(key, value)| string(key, value)).collect();
-    NumberDataPoint { flags: DataPointFlags::NoRecordedValueMask as u32, ..point(attributes, kind, times) }
-}
-
-fn point(attributes: Vec<KeyValue>, kind: Kind, times: Times) -> NumberDataPoint {
-    let start_time_unix_nano = match kind {
-        Kind::Gauge => 0,
-        Kind::Counter => nanos(times.started),
-    };
-    NumberDataPoint {
-        attributes,
-        start_time_unix_nano,
-        time_unix_nano: nanos(times.collected),
-        ..NumberDataPoint::default()
+    /// Adds a point with the attributes at hand.
+    fn push(&mut self, value: Option<f64>) {
+        let size = self.attributes.len() + Point::LARGEST;
+        let before = self.metrics.len() + self.entry.points.len() + self.entry.heading.len();
+        let bytes = self.resource.len() + ENVELOPE + before + size;
+        if self.points >= self.limits.points || bytes > self.limits.bytes {
+            self.flush();
+        }
+        let start = match self.entry.kind {
+            Kind::Gauge => 0,
+            Kind::Counter => self.start,
+        };
+        Point { start, time: self.time, value }.write(&mut self.entry.points, &self.attributes);
+        self.points += 1;
     }
-}
 
-fn string(key: &str, value: &str) -> KeyValue {
-    let value = AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) };
-    KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
+    /// Moves the open entry to the others.
+    fn close(&mut self) {
+        let Entry { kind, heading, points } = &mut self.entry;
+        if points.is_empty() {
+            return;
+        }
+        let (field, tail) = match kind {
+            Kind::Gauge => (5, vec![]),
+            Kind::Counter => (7, wire::sum_tail()),
+        };
+        let data = points.len() + tail.len();
+        head(&mut self.metrics, 2, heading.len() + field_len(data));
+        self.metrics.extend_from_slice(heading);
+        head(&mut self.metrics, field, data);
+        self.metrics.append(points);
+        self.metrics.extend_from_slice(&tail);
+    }
+
+    /// Ends the request; the next point begins another one.
+    fn flush(&mut self) {
+        self.close();
+        if self.points == 0 {
+            return;
+        }
+        // The scope is an empty message: two bytes.
+        let scope_metrics = 2 + self.metrics.len();
+        let resource_metrics = field_len(self.resource.len()) + field_len(scope_metrics);
+        let mut request = Vec::with_capacity(field_len(resource_metrics));
+        head(&mut request, 1, resource_metrics);
+        head(&mut request, 1, self.resource.len());
+        request.extend_from_slice(&self.resource);
+        head(&mut request, 2, scope_metrics);
+        head(&mut request, 1, 0);
+        request.append(&mut self.metrics);
+        self.done.push(Batch { bytes: request.into(), points: self.points });
+        self.points = 0;
+    }
 }
 
 fn nanos(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Header<'a> {
-    name: &'a str,
-    help: &'a str,
-    unit: &'a str,
-}
-
-impl Header<'static> {
-    fn of(def: &'static MetricDef) -> Self {
-        Self { name: def.name, help: def.help, unit: def.unit.ucum() }
-    }
-}
-
-/// The requests so far, and the one that is being filled.
-struct Portions<'a> {
-    resource: Resource,
-    limits: Limits,
-    done: Vec<Batch>,
-    metrics: Vec<Metric>,
-    points: usize,
-    bytes: usize,
-    open: Option<(Header<'a>, Kind)>,
-    /// Whether the last entry of `metrics` is that of `open`.
-    begun: bool,
-}
-
-impl<'a> Portions<'a> {
-    fn new(resource: Resource, limits: Limits) -> Self {
-        Self {
-            resource,
-            limits,
-            done: vec![],
-            metrics: vec![],
-            points: 0,
-            bytes: 0,
-            open: None,
-            begun: false,
-        }
-    }
-
-    /// The following points are of this metric, and get an entry of their own.
-    fn open(&mut self, header: Header<'a>, kind: Kind) {
-        self.open = Some((header, kind));
-        self.begun = false;
-    }
-
-    fn push(&mut self, point: NumberDataPoint) {
-        let Some((header, kind)) = self.open else { return };
-        // Tag and length of the point itself take at most 6 bytes below 256 MiB.
-        let size = point.encoded_len() + 6;
-        let heading = header.name.len() + header.help.len() + header.unit.len() + 32;
-        let full = self.points >= self.limits.points || self.bytes + size + heading > self.limits.bytes;
-        if full && self.points > 0 {
-            self.flush();
-        }
-        if !self.begun {
-            self.metrics.push(empty_metric(header, kind));
-            self.bytes += heading;
-            self.begun = true;
-        }
-        if let Some(points) = self.metrics.last_mut().and_then(points_mut) {
-            points.push(point);
-            self.points += 1;
-            self.bytes += size;
-        }
-    }
-
-    fn flush(&mut self) {
-        let scope_metrics = ScopeMetrics {
-            scope: Some(InstrumentationScope::default()),
-            metrics: std::mem::take(&mut self.metrics),
-            ..ScopeMetrics::default()
-        };
-        let resource_metrics = ResourceMetrics {
-            resource: Some(self.resource.clone()),
-            scope_metrics: vec![scope_metrics],
-            ..ResourceMetrics::default()
-        };
-        let request = ExportMetricsServiceRequest { resource_metrics: vec![resource_metrics] };
-        self.done.push(Batch { bytes: request.encode_to_vec().into(), points: self.points });
-        self.points = 0;
-        self.bytes = 0;
-        self.begun = false;
-    }
-
-    fn finish(mut self) -> Vec<Batch> {
-        if self.points > 0 {
-            self.flush();
-        }
-        self.done
-    }
-}
-
-fn empty_metric(header: Header<'_>, kind: Kind) -> Metric {
-    let data = match kind {
-        Kind::Gauge => Data::Gauge(Gauge::default()),
-        Kind::Counter => Data::Sum(Sum {
-            aggregation_temporality: AggregationTemporality::Cumulative as i32,
-            is_monotonic: true,
-            ..Sum::default()
-        }),
-    };
-    Metric {
-        name: header.name.to_owned(),
-        description: header.help.to_owned(),
-        unit: header.unit.to_owned(),
-        data: Some(data),
-        ..Metric::default()
-    }
 }
 
 #[cfg(test)]

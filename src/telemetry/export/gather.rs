@@ -1,11 +1,10 @@
-//! From readings to encoded batches, and which series the Collector thinks are alive.
+//! From readings to encoded batches.
 
-use super::encode::{Batch, Limits, Times, encode};
+use super::encode::{Batch, Encoder, Limits, Times};
+use super::live::Live;
 use crate::metric::Sample;
 use crate::readings::{Changes, SeriesKey, Snapshot};
 use crate::telemetry::metrics::{CollectError, Grouped, Instruments};
-use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Collects and encodes. Synchronous, and busy for up to a second when the fleet is large: for a blocking
@@ -15,7 +14,7 @@ pub struct Gatherer {
     instruments: Instruments,
     limits: Limits,
     started: SystemTime,
-    live: HashSet<SeriesKey>,
+    live: Live,
 }
 
 /// Batches and the time of their points.
@@ -30,14 +29,14 @@ pub struct Gathered {
 impl Gatherer {
     /// `started` is where counters count from.
     pub fn new(instruments: Instruments, limits: Limits, started: SystemTime) -> Self {
-        Self { instruments, limits, started, live: HashSet::new() }
+        Self { instruments, limits, started, live: Live::default() }
     }
 
     /// Everything, and the ends of what went out before and is not there any more.
     pub fn everything(&mut self, readings: &Snapshot, own: Vec<Sample>) -> Result<Gathered, CollectError> {
-        let grouped = Arc::new(Grouped::new(readings.samples().cloned().chain(own)));
-        let live: HashSet<SeriesKey> = grouped.samples().map(series).collect();
-        let ends: Vec<SeriesKey> = self.live.difference(&live).cloned().collect();
+        let grouped = Grouped::new(readings.samples().cloned().chain(own));
+        let live = Live::of(&grouped);
+        let ends = self.live.ended_in(&live);
         let gathered = self.gather(grouped, &ends)?;
         self.live = live;
         Ok(gathered)
@@ -45,25 +44,32 @@ impl Gatherer {
 
     /// The changes alone.
     pub fn changes(&mut self, changes: Changes) -> Result<Gathered, CollectError> {
-        let grouped = Arc::new(Grouped::new(changes.updated));
-        let is_live = |series: &SeriesKey| self.live.contains(series);
-        let ends: Vec<SeriesKey> = changes.ended.into_iter().filter(is_live).collect();
-        let gathered = self.gather(Arc::clone(&grouped), &ends)?;
-        for series in &ends {
-            self.live.remove(series);
+        let grouped = Grouped::new(changes.updated);
+        let updated = Live::of(&grouped);
+        let ends = self.live.take(changes.ended);
+        match self.gather(grouped, &ends) {
+            Ok(gathered) => {
+                self.live.extend(updated);
+                Ok(gathered)
+            }
+            Err(error) => {
+                self.live.put_back(ends);
+                Err(error)
+            }
         }
-        self.live.extend(grouped.samples().map(series));
-        Ok(gathered)
     }
 
-    fn gather(&mut self, grouped: Arc<Grouped>, ends: &[SeriesKey]) -> Result<Gathered, CollectError> {
-        let collected = self.instruments.collect(grouped)?;
+    /// Metric by metric: what is collected of one is gone before the next, and only its bytes stay.
+    fn gather(&self, grouped: Grouped, ends: &[SeriesKey]) -> Result<Gathered, CollectError> {
         let at = SystemTime::now();
         let times = Times { started: self.started, collected: at };
-        Ok(Gathered { batches: encode(&collected, ends, times, self.limits), at })
+        let mut encoder = Encoder::new(self.instruments.resource(), times, self.limits);
+        for (def, samples) in grouped.into_metrics() {
+            encoder.live(&self.instruments.collect(def, samples)?);
+        }
+        for (def, attributes) in ends {
+            encoder.end(def, attributes);
+        }
+        Ok(Gathered { batches: encoder.finish(), at })
     }
-}
-
-fn series(sample: &Sample) -> SeriesKey {
-    (sample.def, sample.attributes.clone())
 }

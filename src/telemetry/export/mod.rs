@@ -11,6 +11,9 @@ pub mod transport;
 
 mod exporter;
 mod gather;
+mod live;
+mod split;
+mod wire;
 
 pub use exporter::{Exporter, ExporterGone, Options, Parts};
 pub use gather::Gatherer;

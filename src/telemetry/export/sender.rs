@@ -1,9 +1,10 @@
 //! Empties the queue into the Collector: in order, one request under way, by the rules of the OTLP
 //! specification for what may be tried again.
 
-use super::encode::{Batch, describe, halve};
+use super::encode::Batch;
 use super::peer::{Presence, Signal};
 use super::queue::{Queue, Ticket};
+use super::split::{describe, halve};
 use super::transport::{CallError, Transport};
 use super::{Outcome, count};
 use crate::config::Compression;

@@ -1,9 +1,10 @@
 use super::*;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Sample, Unit};
-use crate::telemetry::export::encode::{Limits, Times, encode, points_of};
+use crate::telemetry::export::encode::{Encoder, Limits, Times};
 use crate::telemetry::export::queue::Caps;
+use crate::telemetry::export::split::points_of;
 use crate::telemetry::export::{METRICS, POINTS};
-use crate::telemetry::metrics::{Grouped, Instruments};
+use crate::telemetry::metrics::Instruments;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
@@ -86,11 +87,14 @@ fn hosts(bytes: &Bytes) -> Vec<String> {
 }
 
 fn batch(hosts: &[&str]) -> Batch {
-    let mut instruments = Instruments::new(opentelemetry_sdk::Resource::builder_empty().build());
-    let samples = hosts.iter().map(|host| Sample::new(&STATE, Attributes::new([("host", *host)]), 1.0));
-    let collected = instruments.collect(Arc::new(Grouped::new(samples))).expect("collected");
+    let instruments = Instruments::new(opentelemetry_sdk::Resource::builder_empty().build());
+    let sample = |host: &&str| Sample::new(&STATE, Attributes::new([("host", *host)]), 1.0);
+    let collected = instruments.collect(&STATE, hosts.iter().map(sample).collect()).expect("collected");
     let times = Times { started: SystemTime::now(), collected: SystemTime::now() };
-    encode(&collected, &[], times, Limits { points: 8_000, bytes: Limits::BYTES }).remove(0)
+    let limits = Limits { points: 8_000, bytes: Limits::BYTES };
+    let mut encoder = Encoder::new(instruments.resource(), times, limits);
+    encoder.live(&collected);
+    encoder.finish().remove(0)
 }
 
 fn refused(code: Code) -> Reply {
