@@ -18,10 +18,10 @@ use esxi_otel_agent::simulator::sink::{Sink, SinkOptions};
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::telemetry::catalog;
 use esxi_otel_agent::telemetry::export::Gatherer;
-use esxi_otel_agent::telemetry::export::encode::{Batch, Limits};
+use esxi_otel_agent::telemetry::export::encode::{Batch, Encoder, Limits, Times};
 use esxi_otel_agent::telemetry::export::peer::Peer;
 use esxi_otel_agent::telemetry::export::transport::{GrpcTransport, Transport};
-use esxi_otel_agent::telemetry::metrics::Instruments;
+use esxi_otel_agent::telemetry::metrics::{Grouped, Instruments};
 use esxi_otel_agent::telemetry::prometheus::{Format, Page};
 use fleet::Fleet;
 use std::error::Error;
@@ -56,9 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{hosts} hosts, {} series", readings.snapshot().len());
 
     println!("\nthe goal: snapshot, collect, encode, compress, send");
-    let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name("bench").build();
+    let resource = || opentelemetry_sdk::Resource::builder_empty().with_service_name("bench").build();
     let limits = Limits { points: 8_000, bytes: Limits::BYTES };
-    let mut gatherer = Gatherer::new(Instruments::new(resource), limits, SystemTime::now());
+    let mut gatherer = Gatherer::new(Instruments::new(resource()), limits, SystemTime::now());
     let mut batches = measure("first export", || export(&mut gatherer, &readings))?;
     for round in 1..=ROUNDS {
         drop(std::mem::take(&mut batches));
@@ -73,7 +73,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         measure("a round's readings", || fleet.round(&readings, ROUNDS + round));
     }
     let snapshot = measure("snapshot", || readings.snapshot());
-    measure("collect and encode", || gatherer.everything(&snapshot, vec![]).map(drop))?;
+    let grouped = measure("group by metric", || Grouped::new(snapshot.samples().cloned()));
+    let instruments = Instruments::new(resource());
+    let collected: Result<Vec<_>, _> = measure("SDK: observe and collect", || {
+        grouped.into_metrics().map(|(def, samples)| instruments.collect(def, samples)).collect()
+    });
+    let collected = collected?;
+    let encoded = measure("encode", || {
+        let times = Times { started: SystemTime::now(), collected: SystemTime::now() };
+        let mut encoder = Encoder::new(instruments.resource(), times, limits);
+        collected.iter().for_each(|metric| encoder.live(metric));
+        encoder.finish()
+    });
+    drop((collected, encoded));
+    measure("all of these, and the ends", || gatherer.everything(&snapshot, vec![]).map(drop))?;
     for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
         let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
         let name = format!("compress and send, {compression:?}");
