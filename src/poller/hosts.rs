@@ -1,5 +1,6 @@
 //! Visits wrapped: which collectors are due, what becomes of the answers and of the outcome.
 
+use super::lane::Lane;
 use super::schedule::{Pace, Visits};
 use super::visit::Visitor;
 use super::{Concluded, count, series};
@@ -48,7 +49,7 @@ impl HostVisits {
         concluded: &(impl Fn(Concluded) + Sync),
     ) {
         let visits = inventory.hosts.iter().map(|host| async move {
-            let failure = self.visit_all(host, &self.collectors, pace.interval).await;
+            let (failure, _) = self.visit_all(host, &self.collectors, pace.interval).await;
             concluded(Concluded { target: host.id(), failure });
         });
         futures::stream::iter(visits).buffer_unordered(pace.max_in_flight).collect::<()>().await;
@@ -80,7 +81,7 @@ impl HostVisits {
         host: &Arc<Host>,
         due: &[Arc<dyn HostCollector>],
         limit: Duration,
-    ) -> Option<Failure> {
+    ) -> (Option<Failure>, Lane) {
         let visited = self.visitor.visit(host, due, limit).await;
         for report in visited.reports {
             self.readings.record(report);
@@ -90,16 +91,18 @@ impl HostVisits {
         count(&self.stats, TargetKind::Host, failure.as_ref());
         series::conclude_visit(&self.readings, host, failure.clone(), visited.duration);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
-        failure
+        let lane = Lane::after(failure.as_ref(), visited.reached, visited.duration);
+        (failure, lane)
     }
 }
 
 impl Visits for HostVisits {
-    async fn visit(&self, host: Arc<Host>, limit: Duration) {
+    async fn visit(&self, host: Arc<Host>, limit: Duration) -> Option<Lane> {
         let due = self.due(&host.id(), limit);
-        if !due.is_empty() {
-            self.visit_all(&host, &due, limit).await;
+        if due.is_empty() {
+            return None;
         }
+        Some(self.visit_all(&host, &due, limit).await.1)
     }
 
     fn forget(&self, host: &TargetId) {
@@ -110,6 +113,7 @@ impl Visits for HostVisits {
 
     fn hurry(&self) {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.visitor.ask_all();
     }
 }
 

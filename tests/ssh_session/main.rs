@@ -30,6 +30,7 @@ fn config(folder: &tempfile::TempDir) -> SshConfig {
         known_hosts: folder.path().join("known_hosts"),
         host_key_policy: HostKeyPolicy::AcceptNew,
         reuse_sessions: true,
+        refresh_sessions: None,
         connect_timeout: Duration::from_secs(5),
         login_timeout: Duration::from_secs(5),
         command_timeout: Duration::from_secs(10),

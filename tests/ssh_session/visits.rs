@@ -59,6 +59,13 @@ impl Round {
         Self { visitor, due: vec![Arc::new(collector)], stats, _folder: folder }
     }
 
+    /// How many visits had such a session.
+    fn used(&self, kind: &str) -> f64 {
+        let samples = self.stats.samples();
+        let mut used = samples.iter().filter(|s| s.def.name == "esxi.agent.ssh.sessions.used");
+        used.find(|s| s.attributes.get("kind") == Some(kind)).map_or(0.0, |s| s.value)
+    }
+
     async fn visit(&self, peer: &Peer) -> Visited {
         self.visitor.visit(&Arc::new(host(peer.port)), &self.due, Duration::from_secs(30)).await
     }
@@ -153,6 +160,72 @@ async fn a_hung_service_is_its_own_problem_and_no_failure_of_ssh() {
     visited.outcome.as_ref().unwrap();
     assert_eq!(shown(&visited), ["hostd=1", "vpxa:command_timeout"]);
     assert!(!visited.reports[0].readings.iter().any(|r| &*r.part == "vpxa"), "its last status stands");
+}
+
+#[tokio::test]
+async fn what_hung_is_left_out_for_longer_and_longer_and_its_script_is_not_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let (started, heal) = (folder.path().join("started"), folder.path().join("heal"));
+    let vpxa = format!(
+        "echo x >>{}; [ -e {} ] || exec sleep 60; echo vpxa is running",
+        started.display(),
+        heal.display()
+    );
+    let init = InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", &vpxa)]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd", "vpxa"], |config| config.command_timeout = Duration::from_secs(2));
+    let starts = || std::fs::read_to_string(&started).unwrap_or_default().lines().count();
+    let (hung, skipped) = (["hostd=1", "vpxa:command_timeout"], ["hostd=1", "vpxa:skipped_hung"]);
+    for (expected, times) in [(hung, 1), (skipped, 1), (hung, 2), (skipped, 2), (skipped, 2)] {
+        let visited = round.visit(&peer).await;
+        visited.outcome.as_ref().unwrap();
+        assert_eq!(shown(&visited), expected);
+        assert_eq!(starts(), times);
+    }
+    std::fs::write(heal, "").unwrap();
+    for _ in 0..2 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1", "vpxa=1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_host_on_which_everything_is_left_out_is_visited_all_the_same() {
+    let init = InitD::new(&[("vpxa", "exec sleep 60")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["vpxa"], |config| config.command_timeout = Duration::from_secs(2));
+    assert_eq!(shown(&round.visit(&peer).await), ["vpxa:command_timeout"]);
+    let visited = round.visit(&peer).await;
+    visited.outcome.as_ref().unwrap();
+    assert_eq!(shown(&visited), ["vpxa:skipped_hung"]);
+    // A visit that somebody asks for asks everything.
+    round.visitor.ask_all();
+    assert_eq!(shown(&round.visit(&peer).await), ["vpxa:command_timeout"]);
+}
+
+#[tokio::test]
+async fn a_session_is_refreshed_at_its_time_but_not_given_up_for_a_login_that_is_held_back() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let often = Duration::from_nanos(1);
+    let round = Round::new(&["hostd"], |config| config.refresh_sessions = Some(often));
+    for _ in 0..3 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!(peer.state().sessions, 3);
+    peer.until("the old sessions are over", |state| state.open == 1).await;
+    assert_eq!((round.used("new"), round.used("kept")), (3.0, 0.0));
+
+    // A rejected login shows what the kept session hid; after that the guard lets nobody try again.
+    peer.state().login = Login::NoMethodLeft;
+    assert_eq!(round.visit(&peer).await.outcome.unwrap_err().reason, FailureReason::AuthFailed);
+    peer.until("the refused session's predecessor is over", |state| state.open == 0).await;
+
+    let rarely = Round::new(&["hostd"], |config| config.refresh_sessions = Some(Duration::from_secs(86_400)));
+    peer.state().login = Login::KeyboardInteractive;
+    for _ in 0..3 {
+        assert_eq!(shown(&rarely.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!((rarely.used("new"), rarely.used("kept")), (1.0, 2.0));
 }
 
 #[tokio::test]
