@@ -20,6 +20,7 @@ const LIMITS: Limits = Limits { timeout: Duration::from_secs(10), max_bytes: 100
 
 struct Agent {
     connector: Connector,
+    guard: Arc<Guard>,
     stats: Arc<Stats>,
     folder: tempfile::TempDir,
 }
@@ -54,7 +55,8 @@ impl Agent {
         };
         let guard = Arc::new(Guard::new(lockout, stats.clone()));
         let host_keys = Arc::new(HostKeys::load(&config).unwrap());
-        Self { connector: Connector::new(config, host_keys, guard, stats.clone()), stats, folder }
+        let connector = Connector::new(config, host_keys, guard.clone(), stats.clone());
+        Self { connector, guard, stats, folder }
     }
 
     async fn connect(&self, peer: &Peer, password: &str) -> Result<Session, FailureReason> {

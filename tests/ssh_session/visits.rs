@@ -2,6 +2,7 @@
 
 use super::peer::{Commands, Login, PASSWORD, Peer, Say};
 use super::{Agent, echo, host};
+use esxi_otel_agent::accounts::guard::Guard;
 use esxi_otel_agent::accounts::{Account, Accounts, AccountsConfig, Proof, Secret, SecretSource};
 use esxi_otel_agent::collectors::HostCollector;
 use esxi_otel_agent::collectors::critical_service::CriticalService;
@@ -36,6 +37,8 @@ impl InitD {
 
 struct Round {
     visitor: Visitor,
+    accounts: Arc<Accounts>,
+    guard: Arc<Guard>,
     due: Vec<Arc<dyn HostCollector>>,
     stats: Arc<Stats>,
     _folder: tempfile::TempDir,
@@ -54,9 +57,9 @@ impl Round {
         let proof = Proof::Password(SecretSource::Value(Secret::new(PASSWORD)));
         let esxi = Some(Account { user: "root".into(), proof });
         let accounts = Arc::new(Accounts::new(AccountsConfig { esxi, vcenter: None }));
-        let Agent { connector, stats, folder } = Agent::with(change);
-        let visitor = Visitor::new(connector, accounts, stats.clone(), PastSpans::default());
-        Self { visitor, due: vec![Arc::new(collector)], stats, _folder: folder }
+        let Agent { connector, guard, stats, folder } = Agent::with(change);
+        let visitor = Visitor::new(connector, accounts.clone(), stats.clone(), PastSpans::default());
+        Self { visitor, accounts, guard, due: vec![Arc::new(collector)], stats, _folder: folder }
     }
 
     /// How many visits had such a session.
@@ -203,7 +206,7 @@ async fn a_host_on_which_everything_is_left_out_is_visited_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_session_is_refreshed_at_its_time_but_not_given_up_for_a_login_that_is_held_back() {
+async fn a_session_is_refreshed_at_its_time() {
     let init = InitD::new(&[("hostd", "echo hostd is running.")]);
     let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
     let often = Duration::from_nanos(1);
@@ -215,7 +218,7 @@ async fn a_session_is_refreshed_at_its_time_but_not_given_up_for_a_login_that_is
     peer.until("the old sessions are over", |state| state.open == 1).await;
     assert_eq!((round.used("new"), round.used("kept")), (3.0, 0.0));
 
-    // A rejected login shows what the kept session hid; after that the guard lets nobody try again.
+    // A rejected login shows what the kept session hid.
     peer.state().login = Login::NoMethodLeft;
     assert_eq!(round.visit(&peer).await.outcome.unwrap_err().reason, FailureReason::AuthFailed);
     peer.until("the refused session's predecessor is over", |state| state.open == 0).await;
@@ -226,6 +229,21 @@ async fn a_session_is_refreshed_at_its_time_but_not_given_up_for_a_login_that_is
         assert_eq!(shown(&rarely.visit(&peer).await), ["hostd=1"]);
     }
     assert_eq!((rarely.used("new"), rarely.used("kept")), (1.0, 2.0));
+}
+
+#[tokio::test]
+async fn a_session_that_works_is_not_given_up_for_a_login_that_the_guard_holds_back() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd"], |config| config.refresh_sessions = Some(Duration::from_nanos(1)));
+    round.visit(&peer).await.outcome.unwrap();
+    let host = host(peer.port);
+    let credential = round.accounts.for_host(&host).await.unwrap().credential;
+    round.guard.permit(&host.id(), credential).await.unwrap().rejected();
+    for _ in 0..2 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!(peer.state().sessions, 1);
 }
 
 #[tokio::test]
