@@ -12,7 +12,7 @@ use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use futures::StreamExt;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -60,10 +60,14 @@ impl HostVisits {
         self.visitor.close_all().await;
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<TargetId, HashMap<&'static str, Instant>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The collectors whose own interval is over, half a visit's interval of tolerance included.
     fn due(&self, host: &TargetId, interval: Duration) -> Vec<Arc<dyn HostCollector>> {
         let now = Instant::now();
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = self.lock();
         let asked = asked.entry(host.clone()).or_default();
         let is_due = |collector: &&Arc<dyn HostCollector>| {
             asked.get(collector.name()).is_none_or(|at| now + interval / 2 >= *at + collector.interval())
@@ -102,17 +106,22 @@ impl Visits for HostVisits {
         if due.is_empty() {
             return None;
         }
-        Some(self.visit_all(&host, &due, limit).await.1)
+        let (_, lane) = self.visit_all(&host, &due, limit).await;
+        if lane != Lane::Normal {
+            // Nothing was answered: whenever the next visit comes, everything is due.
+            self.lock().remove(&host.id());
+        }
+        Some(lane)
     }
 
     fn forget(&self, host: &TargetId) {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.lock().remove(host);
         self.visitor.forget(host);
         self.readings.forget(host);
     }
 
     fn hurry(&self) {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lock().clear();
         self.visitor.ask_all();
     }
 }

@@ -187,7 +187,9 @@ impl Visitor {
     /// The kept session, if there is one; in place of one that is due to be refreshed a new one.
     async fn kept_or_refreshed(&self, host: &Host) -> Result<Option<Session>, Failure> {
         let Some(kept) = self.pool.take(&host.id()) else { return Ok(None) };
-        if !self.is_due_for_refresh(host, kept.opened()) {
+        let every = self.connector.config().refresh_sessions;
+        let is_old = |every| is_due_for_refresh(&host.address, every, self.epoch, kept.opened());
+        if !every.is_some_and(is_old) {
             self.stats.add(&USED, Attributes::new([("kind", "kept")]), 1.0);
             Span::current().set_attribute("esxi.session.kept", true);
             return Ok(Some(kept));
@@ -200,15 +202,6 @@ impl Visitor {
                 new.map(Some)
             }
         }
-    }
-
-    /// Whether the host's moment has passed since. Each host has one in every `refresh_sessions`, at its own
-    /// place, so that a fleet's logins are spread however its sessions began.
-    fn is_due_for_refresh(&self, host: &Host, opened: Instant) -> bool {
-        let every = self.connector.config().refresh_sessions;
-        every.is_some_and(|every| {
-            next_on_grid(self.epoch, phase(&host.address), every, opened) <= Instant::now()
-        })
     }
 
     async fn log_in(&self, host: &Host) -> Result<Session, Failure> {
@@ -353,6 +346,12 @@ impl Answers {
     }
 }
 
+/// Whether the host's moment has passed since its session was `opened`. Each host has one in `every` such
+/// time from `epoch` on, at its own place, so that a fleet's logins are spread however its sessions began.
+fn is_due_for_refresh(address: &str, every: Duration, epoch: Instant, opened: Instant) -> bool {
+    next_on_grid(epoch, phase(address), every, opened) <= Instant::now()
+}
+
 /// Whether a kept session that fails so may be replaced. Nothing has been authenticated anew then.
 fn says_dead(failure: &Failure) -> bool {
     // A channel that the host did not free counts against its MaxSessions until the session ends.
@@ -369,6 +368,24 @@ fn on_the_host(command: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_began_together_are_refreshed_one_after_the_other() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let epoch = Instant::now();
+        let mut sessions: Vec<_> = (0..600).map(|host| (format!("h{host}"), epoch, 0)).collect();
+        for minute in 1..=180 {
+            tokio::time::advance(HOUR / 60).await;
+            let mut logins = 0;
+            for (host, opened, refreshed) in &mut sessions {
+                if is_due_for_refresh(host, HOUR, epoch, *opened) {
+                    (*opened, *refreshed, logins) = (Instant::now(), *refreshed + 1, logins + 1);
+                }
+            }
+            assert!(logins <= 25, "{logins} of 600 in minute {minute}");
+        }
+        assert!(sessions.iter().all(|(_, _, refreshed)| *refreshed == 3), "each once an hour");
+    }
 
     #[test]
     fn scripts_are_stopped_before_the_command_is_given_up() {
