@@ -79,6 +79,8 @@ struct Entry {
     /// When the visit that is waiting or under way was due.
     due: Instant,
     running: Option<AbortHandle>,
+    /// A visit was asked for while this one was under way.
+    again: bool,
 }
 
 /// A host that is due. A queue may hold outdated ones: only the one that agrees with its entry counts.
@@ -182,9 +184,8 @@ impl<V: Visits> Schedule<V> {
                 let phase = phase(&id.address);
                 let due = now + ramp.mul_f64(phase);
                 let (host, lane) = (Arc::clone(host), Lane::default());
-                table
-                    .entries
-                    .insert(id.clone(), Entry { host, phase, lane, setbacks: 0, due, running: None });
+                let entry = Entry { host, phase, lane, setbacks: 0, due, running: None, again: false };
+                table.entries.insert(id.clone(), entry);
                 table.census.add(lane);
                 table.queue.push(Reverse(Due(due, id)));
                 continue;
@@ -233,8 +234,11 @@ impl<V: Visits> Schedule<V> {
         }
         let usual =
             || next_on_grid(start, entry.phase, pace.interval, now.max(entry.due + pace.interval / 2));
-        let due =
-            pause_of(entry.setbacks, pace.interval).map(jittered).map_or_else(usual, |pause| now + pause);
+        let due = match pause_of(entry.setbacks, pace.interval) {
+            _ if std::mem::take(&mut entry.again) && lane != Some(Lane::Slow) => now,
+            Some(pause) => now + jittered(pause),
+            None => usual(),
+        };
         if lane.is_some_and(|lane| table.move_to(&id, lane)) {
             table.census.tell(&self.stats);
         }
@@ -292,21 +296,24 @@ impl Timetable {
     }
 
     fn all_due(&mut self, now: Instant) {
-        let waiting = self.entries.iter().filter(|(_, entry)| entry.running.is_none());
-        let waiting: Vec<TargetId> = waiting.map(|(id, _)| id.clone()).collect();
+        let mut waiting = Vec::new();
+        for (id, entry) in &mut self.entries {
+            // What is answered to a visit under way may be older than the wish.
+            entry.again = entry.running.is_some();
+            if !entry.again {
+                waiting.push(id.clone());
+            }
+        }
         waiting.iter().for_each(|id| self.make_due(id, now));
     }
 
     /// Those of `hosts` that are paused are due now.
     fn due_at_once(&mut self, hosts: &HashSet<TargetId>, now: Instant) {
-        let paused =
-            |id: &&TargetId| self.entries.get(*id).is_some_and(|e| e.lane != Lane::Normal && e.due > now);
-        let paused: Vec<&TargetId> = hosts.iter().filter(paused).collect();
-        for id in paused {
-            if let Some(entry) = self.entries.get_mut(id) {
-                // A sign of life that comes a little too early is worth more tries.
-                entry.setbacks = 0;
-            }
+        for id in hosts {
+            let paused = |entry: &&mut Entry| entry.lane != Lane::Normal && entry.due > now;
+            let Some(entry) = self.entries.get_mut(id).filter(paused) else { continue };
+            // A sign of life that comes a little too early is worth more tries.
+            entry.setbacks = 0;
             self.make_due(id, now);
         }
     }

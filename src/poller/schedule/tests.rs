@@ -262,6 +262,15 @@ async fn visits_can_be_asked_for_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_just_being_visited_is_visited_again_when_visits_are_asked_for() {
+    let running = run(5, 3600, 8, Diary { takes: Duration::from_secs(2), ..Diary::default() });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    running.now.notify_one();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(running.diary.visits.lock().unwrap().len(), 10, "once more, and not for ever");
+}
+
+#[tokio::test(start_paused = true)]
 async fn cancelling_drops_what_is_under_way() {
     let running = run(5, 3600, 8, Diary { takes: Duration::from_secs(60), ..Diary::default() });
     tokio::time::sleep(Duration::from_secs(1)).await;
