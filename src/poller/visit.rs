@@ -43,7 +43,8 @@ static USED: MetricDef = MetricDef {
     kind: Kind::Counter,
     unit: Unit::None,
     cadence: Cadence::Periodic,
-    help: "Visits that had a session, by kind: kept, from an earlier visit, or new, with a login.",
+    help: "Sessions that visits asked over, by kind: kept from an earlier visit (though it may turn out dead and be \
+           replaced), or new, with a login.",
     attributes: &["kind"],
 };
 
@@ -189,19 +190,19 @@ impl Visitor {
         let Some(kept) = self.pool.take(&host.id()) else { return Ok(None) };
         let every = self.connector.config().refresh_sessions;
         let is_old = |every| is_due_for_refresh(&host.address, every, self.epoch, kept.opened());
-        if !every.is_some_and(is_old) {
-            self.stats.add(&USED, Attributes::new([("kind", "kept")]), 1.0);
-            Span::current().set_attribute("esxi.session.kept", true);
-            return Ok(Some(kept));
-        }
-        match self.log_in(host).await {
-            // Held back because of others: no reason to lose a session that works.
-            Err(failure) if failure.reason == FailureReason::AuthGuarded => Ok(Some(kept)),
-            new => {
-                kept.close().await;
-                new.map(Some)
+        if every.is_some_and(is_old) {
+            match self.log_in(host).await {
+                // Held back, maybe because of others: no reason to lose a session that works.
+                Err(failure) if failure.reason == FailureReason::AuthGuarded => {}
+                new => {
+                    kept.close().await;
+                    return new.map(Some);
+                }
             }
         }
+        Span::current().set_attribute("esxi.session.kept", true);
+        self.stats.add(&USED, Attributes::new([("kind", "kept")]), 1.0);
+        Ok(Some(kept))
     }
 
     async fn log_in(&self, host: &Host) -> Result<Session, Failure> {

@@ -244,6 +244,7 @@ async fn a_session_that_works_is_not_given_up_for_a_login_that_the_guard_holds_b
         assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
     }
     assert_eq!(peer.state().sessions, 1);
+    assert_eq!((round.used("new"), round.used("kept")), (1.0, 2.0));
 }
 
 #[tokio::test]
