@@ -6,6 +6,7 @@ use crate::accounts::guard::Guard;
 use crate::collectors;
 use crate::config::Config;
 use crate::inventory::{Inventory, InventoryError, InventoryWatch};
+use crate::open_files;
 use crate::outcome::Failure;
 use crate::poller::{HostVisits, Now, Pace, Poller, VcenterPolls};
 use crate::poller::{poll::VcenterPoller, visit::Visitor};
@@ -58,6 +59,7 @@ pub struct Rounds {
     pub stats: Arc<Stats>,
     /// Pace of the visits.
     pub pace: Pace,
+    reuse_sessions: bool,
     inventory: InventoryWatch,
     first_result: watch::Receiver<bool>,
 }
@@ -112,7 +114,8 @@ impl Rounds {
             Arc::new(VcenterPolls::new(make, overall.interval, readings, stats, first))
         });
         let poller = Poller { hosts, vcenters };
-        Ok(Self { poller, readings, stats, pace, inventory, first_result })
+        let reuse_sessions = config.ssh.reuse_sessions;
+        Ok(Self { poller, readings, stats, pace, reuse_sessions, inventory, first_result })
     }
 
     /// Everybody who is there now.
@@ -125,6 +128,12 @@ impl Rounds {
         let inventory = self.inventory();
         let hosts = self.poller.hosts.as_ref().map_or(0, |_| inventory.hosts.len());
         hosts + self.poller.vcenters.as_ref().map_or(0, |_| inventory.vcenters.len())
+    }
+
+    /// One line for people if the process may not have all the sessions open that the inventory asks for.
+    pub fn shortage_of_files(&self) -> Option<String> {
+        let hosts = self.poller.hosts.as_ref().map_or(0, |_| self.inventory().hosts.len());
+        open_files::shortage(if self.reuse_sessions { hosts } else { hosts.min(self.pace.max_in_flight) })
     }
 
     /// Whether hosts, and whether vCenters are asked.
@@ -214,7 +223,7 @@ impl Agent {
 
     async fn work(self, stop: CancellationToken) {
         let Self { rounds, telemetry, web, now, notes, stop_watching } = self;
-        for note in notes {
+        for note in notes.into_iter().chain(rounds.shortage_of_files()) {
             warn!("{note}");
         }
         let everybody = rounds.inventory();

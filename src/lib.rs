@@ -24,6 +24,7 @@ pub mod simulator;
 
 pub mod file_stamp;
 pub mod metric;
+pub mod open_files;
 pub mod outcome;
 pub mod span;
 pub mod stats;

@@ -17,6 +17,7 @@ const UNUSABLE: u8 = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     no_core_dumps();
+    esxi_otel_agent::open_files::raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return unusable(&format!("starting the runtime: {error}")),

@@ -108,6 +108,28 @@ async fn a_host_that_leaves_the_inventory_ends_its_series() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_its_vcenter_finds_again_is_visited_at_once() {
+    let estate = Estate::new(2, 1).await;
+    let (away, there) = (estate.host(0), estate.host(1));
+    estate.fleet.set_fault(0, HostFault::RefuseConnection);
+    estate.vcenters[0].set_connection(&away, "notResponding");
+    let agent = estate.agent(&[("collectors.overall_state_collector.interval", "1s")]).await;
+    estate.arrives(SSH_FAILURE, &[("hostsystem", &away), ("reason", "connect_refused")], 1.0).await;
+    let lost = [("address", away.as_str()), ("state", "notResponding")];
+    estate.arrives("esxi.host.connection_state", &lost, 1.0).await;
+    assert!(page(agent.handle.web.unwrap()).contains("esxi_agent_targets_lane{lane=\"backoff\"} 1"));
+
+    estate.arrives(SSH_UP, &[("hostsystem", &there)], 1.0).await;
+    let before = visits(&agent.handle.stats, "host");
+    estate.fleet.clear_fault(0);
+    estate.vcenters[0].set_connection(&away, "connected");
+    // Visits are an hour apart.
+    estate.arrives(SSH_UP, &[("hostsystem", &away)], 1.0).await;
+    assert_eq!(visits(&agent.handle.stats, "host"), before + 1.0, "its neighbour is not bothered");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hung_script_is_that_services_problem_alone() {
     let estate = Estate::new(1, 0).await;
     estate.fleet.set_service(0, "vvold", ServiceState::Hung);

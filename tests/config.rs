@@ -260,6 +260,13 @@ fn short_intervals_shorten_the_time_outs_that_nobody_set() {
 }
 
 #[test]
+fn kept_sessions_are_refreshed_when_somebody_wants_it() {
+    assert_eq!(ok("").ssh.refresh_sessions, None);
+    assert_eq!(ok("ssh: {refresh_sessions: 0s}").ssh.refresh_sessions, None);
+    assert_eq!(ok("ssh: {refresh_sessions: 12h}").ssh.refresh_sessions, Some(Duration::from_secs(12 * 3600)));
+}
+
+#[test]
 fn a_missing_account_is_reported_for_collectors_that_are_on() {
     let bare = Sources { env: env([("ATLAS_FILE", "a.json"), STATE]), ..Sources::default() };
     assert_eq!(

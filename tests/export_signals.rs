@@ -35,6 +35,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
             known_hosts: PathBuf::new(),
             host_key_policy: HostKeyPolicy::Strict,
             reuse_sessions: true,
+            refresh_sessions: None,
             connect_timeout: second,
             login_timeout: second,
             command_timeout: second,

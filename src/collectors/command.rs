@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The command needs a POSIX shell such as busybox's ash, `dd`, `sleep` and nothing else: no `timeout`,
-//! no job control, no file on the host.
+//! no job control, no file on the host. docs/ssh-command.md goes through it line by line.
 
 use super::{Answer, Question, Reply};
 use crate::outcome::FailureReason;

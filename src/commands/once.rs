@@ -29,6 +29,9 @@ pub async fn once(
     let rounds = Rounds::build(&config).await?;
     let inventory = rounds.inventory();
     let total = rounds.targets();
+    if let Some(line) = rounds.shortage_of_files() {
+        eprintln!("{line}");
+    }
     for round in 1..=args.rounds {
         let progress = progress_bar(total, round, args.rounds);
         let (started, cpu) = (Instant::now(), cpu_time());

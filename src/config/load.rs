@@ -245,6 +245,8 @@ fn ssh(root: &mut Section<'_>, state_dir: &Path, interval: Option<Duration>) -> 
         context.note(format!("{}: host keys are not verified: anybody may read the password", policy.key));
     }
     let reuse_sessions = section.setting("reuse_sessions", boolean).or(true).value;
+    let refresh_sessions = section.setting("refresh_sessions", duration(Duration::ZERO..=DAY * 30));
+    let refresh_sessions = Some(refresh_sessions.or(Duration::ZERO).value).filter(|every| !every.is_zero());
 
     let mut timeouts = section.section("timeouts");
     // A visit is cut before its interval ends, whatever its steps may take. A short interval shortens the
@@ -278,6 +280,7 @@ fn ssh(root: &mut Section<'_>, state_dir: &Path, interval: Option<Duration>) -> 
         known_hosts,
         host_key_policy: policy.value,
         reuse_sessions,
+        refresh_sessions,
         connect_timeout,
         login_timeout,
         command_timeout,

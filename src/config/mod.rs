@@ -104,6 +104,8 @@ pub struct SshConfig {
     pub host_key_policy: HostKeyPolicy,
     /// Keep sessions between visits.
     pub reuse_sessions: bool,
+    /// How often a kept session is replaced by a new login; `None`: never.
+    pub refresh_sessions: Option<Duration>,
     /// Limit of name look-up and TCP connect.
     pub connect_timeout: Duration,
     /// Limit of key exchange and authentication.

@@ -1,5 +1,6 @@
 //! Visits wrapped: which collectors are due, what becomes of the answers and of the outcome.
 
+use super::lane::Lane;
 use super::schedule::{Pace, Visits};
 use super::visit::Visitor;
 use super::{Concluded, count, series};
@@ -11,7 +12,7 @@ use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use futures::StreamExt;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -48,7 +49,7 @@ impl HostVisits {
         concluded: &(impl Fn(Concluded) + Sync),
     ) {
         let visits = inventory.hosts.iter().map(|host| async move {
-            let failure = self.visit_all(host, &self.collectors, pace.interval).await;
+            let (failure, _) = self.visit_all(host, &self.collectors, pace.interval).await;
             concluded(Concluded { target: host.id(), failure });
         });
         futures::stream::iter(visits).buffer_unordered(pace.max_in_flight).collect::<()>().await;
@@ -59,10 +60,14 @@ impl HostVisits {
         self.visitor.close_all().await;
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<TargetId, HashMap<&'static str, Instant>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The collectors whose own interval is over, half a visit's interval of tolerance included.
     fn due(&self, host: &TargetId, interval: Duration) -> Vec<Arc<dyn HostCollector>> {
         let now = Instant::now();
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = self.lock();
         let asked = asked.entry(host.clone()).or_default();
         let is_due = |collector: &&Arc<dyn HostCollector>| {
             asked.get(collector.name()).is_none_or(|at| now + interval / 2 >= *at + collector.interval())
@@ -80,7 +85,7 @@ impl HostVisits {
         host: &Arc<Host>,
         due: &[Arc<dyn HostCollector>],
         limit: Duration,
-    ) -> Option<Failure> {
+    ) -> (Option<Failure>, Lane) {
         let visited = self.visitor.visit(host, due, limit).await;
         for report in visited.reports {
             self.readings.record(report);
@@ -90,26 +95,34 @@ impl HostVisits {
         count(&self.stats, TargetKind::Host, failure.as_ref());
         series::conclude_visit(&self.readings, host, failure.clone(), visited.duration);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
-        failure
+        let lane = Lane::after(failure.as_ref(), visited.reached, visited.duration);
+        (failure, lane)
     }
 }
 
 impl Visits for HostVisits {
-    async fn visit(&self, host: Arc<Host>, limit: Duration) {
+    async fn visit(&self, host: Arc<Host>, limit: Duration) -> Option<Lane> {
         let due = self.due(&host.id(), limit);
-        if !due.is_empty() {
-            self.visit_all(&host, &due, limit).await;
+        if due.is_empty() {
+            return None;
         }
+        let (_, lane) = self.visit_all(&host, &due, limit).await;
+        if lane != Lane::Normal {
+            // Nothing was answered: whenever the next visit comes, everything is due.
+            self.lock().remove(&host.id());
+        }
+        Some(lane)
     }
 
     fn forget(&self, host: &TargetId) {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.lock().remove(host);
         self.visitor.forget(host);
         self.readings.forget(host);
     }
 
     fn hurry(&self) {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lock().clear();
+        self.visitor.ask_all();
     }
 }
 

@@ -4,7 +4,10 @@
 //! sessions. Every visit and poll is wrapped here, once: its samples and its outcome go to the readings,
 //! its end is counted.
 
+mod callers;
 mod hosts;
+mod hung;
+mod lane;
 pub mod poll;
 pub mod pool;
 mod schedule;
@@ -13,6 +16,7 @@ mod vcenters;
 pub mod visit;
 
 pub use hosts::HostVisits;
+pub use lane::Lane;
 pub use schedule::Pace;
 pub use vcenters::VcenterPolls;
 
@@ -37,7 +41,7 @@ pub static ROUNDS: MetricDef = MetricDef {
 };
 
 /// The agent's own metrics of this room.
-pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS];
+pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES];
 
 /// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
 pub struct Poller {
@@ -69,11 +73,13 @@ impl Poller {
     ) {
         let hosts = async {
             let Some(hosts) = &self.hosts else { return };
+            let callers = self.vcenters.as_ref().map(|vcenters| vcenters.callers()).unwrap_or_default();
             let schedule = schedule::Schedule::new(
                 Arc::clone(hosts),
                 inventory.clone(),
                 pace,
                 Arc::clone(&now.hosts),
+                callers,
                 stats,
             );
             schedule.run(cancel.clone()).await;

@@ -3,14 +3,19 @@
 //! Each host has a stable phase in the interval (a hash of its address), so that a fleet's visits are
 //! spread evenly and stay where they are over restarts. One task owns the whole timetable: a host that
 //! is not being visited costs an entry in a heap, not a task.
+//!
+//! A host whose visit only cost time leaves that pace: it waits in a queue of its own, with few places and
+//! growing pauses, until it answers (see `lane`). So a part of a fleet that hangs holds up nobody.
 
+use super::callers::Callers;
+use super::lane::{Census, Lane, jittered, pause_of, slow_places};
 use crate::inventory::{Host, Inventory};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::stats::Stats;
 use crate::target::TargetId;
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -26,7 +31,7 @@ pub static OVERRUNS: MetricDef = MetricDef {
     kind: Kind::Counter,
     unit: Unit::None,
     cadence: Cadence::Periodic,
-    help: "Visits and polls that had not ended when the next one was due.",
+    help: "Visits and polls that had not ended when the next one was due; those of slow hosts left aside.",
     attributes: &["kind"],
 };
 
@@ -45,8 +50,9 @@ pub struct Pace {
 
 /// What the timetable drives.
 pub trait Visits: Send + Sync + 'static {
-    /// Visits the host once and keeps what came of it. Ends within `limit` by itself.
-    fn visit(&self, host: Arc<Host>, limit: Duration) -> impl Future<Output = ()> + Send;
+    /// Visits the host once and keeps what came of it. Ends within `limit` by itself. Says where the host
+    /// belongs from now on; `None`: there was nothing to ask.
+    fn visit(&self, host: Arc<Host>, limit: Duration) -> impl Future<Output = Option<Lane>> + Send;
     /// The host has left the inventory; no visit of it is under way.
     fn forget(&self, host: &TargetId);
     /// Somebody asked for visits now: the next ones ask everything, whatever is due.
@@ -59,6 +65,7 @@ pub struct Schedule<V> {
     inventory: watch::Receiver<Arc<Inventory>>,
     pace: watch::Receiver<Pace>,
     now: Arc<Notify>,
+    callers: Arc<Callers>,
     stats: Arc<Stats>,
 }
 
@@ -66,35 +73,56 @@ struct Entry {
     host: Arc<Host>,
     /// Place in the interval, 0..1.
     phase: f64,
+    lane: Lane,
+    /// How many visits in a row ended outside the normal lane.
+    setbacks: u32,
     /// When the visit that is waiting or under way was due.
     due: Instant,
     running: Option<AbortHandle>,
+    /// A visit was asked for while this one was under way.
+    again: bool,
 }
 
-/// A host that is due. The heap may hold outdated ones: only the one that agrees with its entry counts.
+/// A host that is due. A queue may hold outdated ones: only the one that agrees with its entry counts.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Due(Instant, TargetId);
+
+type Queue = BinaryHeap<Reverse<Due>>;
+
+/// A visit under way.
+struct Running {
+    id: TargetId,
+    /// In which lane it was started.
+    lane: Lane,
+}
 
 #[derive(Default)]
 struct Timetable {
     entries: HashMap<TargetId, Entry>,
-    heap: BinaryHeap<Reverse<Due>>,
-    running: JoinSet<()>,
-    who: HashMap<Id, TargetId>,
+    queue: Queue,
+    /// That of the slow lane.
+    slow_queue: Queue,
+    running: JoinSet<Option<Lane>>,
+    who: HashMap<Id, Running>,
+    /// How many of those under way were started in the slow lane.
+    slow_running: usize,
+    census: Census,
     late: usize,
     told: Option<Instant>,
 }
 
 impl<V: Visits> Schedule<V> {
-    /// A timetable over the hosts of `inventory`. Whoever notifies `now` makes every host due at once.
+    /// A timetable over the hosts of `inventory`. Whoever notifies `now` makes every host due at once;
+    /// `callers` those that are paused and show signs of life.
     pub fn new(
         visits: Arc<V>,
         inventory: watch::Receiver<Arc<Inventory>>,
         pace: watch::Receiver<Pace>,
         now: Arc<Notify>,
+        callers: Arc<Callers>,
         stats: Arc<Stats>,
     ) -> Self {
-        Self { visits, inventory, pace, now, stats }
+        Self { visits, inventory, pace, now, callers, stats }
     }
 
     /// Visits until cancelled. Visits under way are then dropped: they are no failures.
@@ -104,21 +132,26 @@ impl<V: Visits> Schedule<V> {
         self.reconcile(&mut table, start);
         loop {
             let pace = self.pace.borrow_and_update().clone();
-            let next = table.next_due().filter(|_| table.running.len() < pace.max_in_flight);
+            let next = table.next_due(&pace);
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
                 Ok(()) = self.inventory.changed() => self.reconcile(&mut table, start),
                 Ok(()) = self.pace.changed() => {}
                 Some(ended) = table.running.join_next_with_id() => {
-                    let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
-                    self.ended(&mut table, id, start, &pace);
+                    let (id, lane) = ended.unwrap_or_else(|error| (error.id(), None));
+                    self.ended(&mut table, id, lane, start, &pace);
                 }
                 () = self.now.notified() => {
                     self.visits.hurry();
                     table.all_due(Instant::now());
                 }
-                () = sleep_until(next.unwrap_or(start)), if next.is_some() => self.start(&mut table, &pace),
+                called = self.callers.called() => table.due_at_once(&called, Instant::now()),
+                () = sleep_until(next.map_or(start, |(due, _)| due)), if next.is_some() => {
+                    if let Some((_, lane)) = next {
+                        self.start(&mut table, lane, &pace);
+                    }
+                }
             }
         }
         table.running.shutdown().await;
@@ -128,8 +161,12 @@ impl<V: Visits> Schedule<V> {
         let inventory = Arc::clone(&self.inventory.borrow_and_update());
         let present: HashMap<TargetId, &Arc<Host>> =
             inventory.hosts.iter().map(|host| (host.id(), host)).collect();
+        let census = &mut table.census;
         table.entries.retain(|id, entry| {
             let stays = present.contains_key(id);
+            if !stays {
+                census.remove(entry.lane);
+            }
             match &entry.running {
                 _ if stays => {}
                 // Forgotten when the visit has really ended: it must not report after that.
@@ -143,65 +180,141 @@ impl<V: Visits> Schedule<V> {
         let ramp = interval.min(START_RAMP.saturating_mul(u32::try_from(newcomers).unwrap_or(u32::MAX)));
         let now = Instant::now().max(start);
         for (id, host) in present {
-            if let Some(entry) = table.entries.get_mut(&id) {
-                entry.host = Arc::clone(host);
+            let Some(entry) = table.entries.get_mut(&id) else {
+                let phase = phase(&id.address);
+                let due = now + ramp.mul_f64(phase);
+                let (host, lane) = (Arc::clone(host), Lane::default());
+                let entry = Entry { host, phase, lane, setbacks: 0, due, running: None, again: false };
+                table.entries.insert(id.clone(), entry);
+                table.census.add(lane);
+                table.queue.push(Reverse(Due(due, id)));
                 continue;
+            };
+            let before = std::mem::replace(&mut entry.host, Arc::clone(host));
+            // What kept the old one from answering may not concern the new one.
+            if before != *host && entry.lane != Lane::Normal {
+                entry.setbacks = 0;
+                table.move_to(&id, Lane::Normal);
+                table.make_due(&id, now);
             }
-            let phase = phase(&id.address);
-            let due = now + ramp.mul_f64(phase);
-            table.entries.insert(id.clone(), Entry { host: Arc::clone(host), phase, due, running: None });
-            table.heap.push(Reverse(Due(due, id)));
         }
+        table.census.tell(&self.stats);
         debug!(hosts = table.entries.len(), "timetable follows the inventory");
     }
 
-    /// Starts the visit of the host that is due first.
-    fn start(&self, table: &mut Timetable, pace: &Pace) {
-        let Some(Reverse(Due(due, id))) = table.heap.pop() else { return };
-        let Some(entry) = table.entries.get_mut(&id).filter(|e| e.due == due && e.running.is_none()) else {
-            return;
-        };
+    /// Starts the visit of the host that is due first in the lane's queue.
+    fn start(&self, table: &mut Timetable, lane: Lane, pace: &Pace) {
+        let Some(Reverse(Due(due, id))) = table.queue_of(lane).pop() else { return };
+        let Some(entry) = table.entries.get_mut(&id).filter(|entry| entry.waits_for(due)) else { return };
         let (visits, host, limit) = (Arc::clone(&self.visits), Arc::clone(&entry.host), pace.interval);
         let visit = async move { visits.visit(host, limit).await };
         let handle = table.running.spawn(visit.with_current_subscriber());
-        table.who.insert(handle.id(), id);
+        let lane = entry.lane;
+        table.slow_running += usize::from(lane == Lane::Slow);
+        table.who.insert(handle.id(), Running { id, lane });
         entry.running = Some(handle);
     }
 
-    /// A visit has ended: the host's next one is the first on its grid that is still ahead.
-    fn ended(&self, table: &mut Timetable, task: Id, start: Instant, pace: &Pace) {
-        let Some(id) = table.who.remove(&task) else { return };
+    /// A visit has ended: the host's next one is the first on its grid that is still ahead, or comes after
+    /// the pause of its lane.
+    fn ended(&self, table: &mut Timetable, task: Id, lane: Option<Lane>, start: Instant, pace: &Pace) {
+        let Some(Running { id, lane: was }) = table.who.remove(&task) else { return };
+        table.slow_running -= usize::from(was == Lane::Slow);
         let Some(entry) = table.entries.get_mut(&id) else { return self.visits.forget(&id) };
         if entry.running.take_if(|running| running.id() == task).is_none() {
             return;
         }
         let now = Instant::now();
-        if now >= entry.due + pace.interval {
+        if was == Lane::Normal && now >= entry.due + pace.interval {
             self.stats.add(&OVERRUNS, Attributes::new([("kind", "host")]), 1.0);
             table.late += 1;
         }
-        entry.due = next_on_grid(start, entry.phase, pace.interval, now.max(entry.due + pace.interval / 2));
-        table.heap.push(Reverse(Due(entry.due, id)));
+        if let Some(lane) = lane {
+            entry.setbacks = if lane == Lane::Normal { 0 } else { entry.setbacks.saturating_add(1) };
+        }
+        let usual =
+            || next_on_grid(start, entry.phase, pace.interval, now.max(entry.due + pace.interval / 2));
+        let due = match pause_of(entry.setbacks, pace.interval) {
+            _ if std::mem::take(&mut entry.again) && lane != Some(Lane::Slow) => now,
+            Some(pause) => now + jittered(pause),
+            None => usual(),
+        };
+        if lane.is_some_and(|lane| table.move_to(&id, lane)) {
+            table.census.tell(&self.stats);
+        }
+        table.make_due(&id, due);
         table.tell_of_overruns(now, pace);
     }
 }
 
+impl Entry {
+    /// Whether this is its place in the queue, and no outdated one.
+    fn waits_for(&self, due: Instant) -> bool {
+        self.due == due && self.running.is_none()
+    }
+}
+
 impl Timetable {
-    /// When the first host is due, outdated places of the heap left aside.
-    fn next_due(&mut self) -> Option<Instant> {
-        while let Some(Reverse(Due(due, id))) = self.heap.peek() {
-            if self.entries.get(id).is_some_and(|entry| entry.due == *due && entry.running.is_none()) {
-                return Some(*due);
-            }
-            self.heap.pop();
-        }
-        None
+    /// When which lane may start its next visit, outdated places of the queues left aside.
+    fn next_due(&mut self, pace: &Pace) -> Option<(Instant, Lane)> {
+        let Self { entries, queue, slow_queue, .. } = self;
+        let normal = first(queue, |id, due| {
+            entries.get(id).is_some_and(|entry| entry.lane != Lane::Slow && entry.waits_for(due))
+        });
+        let slow = first(slow_queue, |id, due| {
+            entries.get(id).is_some_and(|entry| entry.lane == Lane::Slow && entry.waits_for(due))
+        });
+        let slow = slow.filter(|_| self.slow_running < slow_places(pace.max_in_flight));
+        let next = match (normal, slow) {
+            (Some(normal), Some(slow)) if slow < normal => (slow, Lane::Slow),
+            (Some(normal), _) => (normal, Lane::Normal),
+            (None, Some(slow)) => (slow, Lane::Slow),
+            (None, None) => return None,
+        };
+        (self.running.len() < pace.max_in_flight).then_some(next)
+    }
+
+    fn queue_of(&mut self, lane: Lane) -> &mut Queue {
+        if lane == Lane::Slow { &mut self.slow_queue } else { &mut self.queue }
+    }
+
+    /// Whether that is another lane.
+    fn move_to(&mut self, id: &TargetId, lane: Lane) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        let before = std::mem::replace(&mut entry.lane, lane);
+        self.census.remove(before);
+        self.census.add(lane);
+        before != lane
+    }
+
+    /// Puts a host that is not being visited into its lane's queue.
+    fn make_due(&mut self, id: &TargetId, due: Instant) {
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.running.is_none()) else { return };
+        entry.due = due;
+        let lane = entry.lane;
+        self.queue_of(lane).push(Reverse(Due(due, id.clone())));
     }
 
     fn all_due(&mut self, now: Instant) {
-        for (id, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.running.is_none()) {
-            entry.due = now;
-            self.heap.push(Reverse(Due(now, id.clone())));
+        let mut waiting = Vec::new();
+        for (id, entry) in &mut self.entries {
+            // What is answered to a visit under way may be older than the wish.
+            entry.again = entry.running.is_some();
+            if !entry.again {
+                waiting.push(id.clone());
+            }
+        }
+        waiting.iter().for_each(|id| self.make_due(id, now));
+    }
+
+    /// Those of `hosts` that are paused are due now.
+    fn due_at_once(&mut self, hosts: &HashSet<TargetId>, now: Instant) {
+        for id in hosts {
+            let paused = |entry: &&mut Entry| entry.lane != Lane::Normal && entry.due > now;
+            let Some(entry) = self.entries.get_mut(id).filter(paused) else { continue };
+            // A sign of life that comes a little too early is worth more tries.
+            entry.setbacks = 0;
+            self.make_due(id, now);
         }
     }
 
@@ -211,7 +324,7 @@ impl Timetable {
         if self.late == 0 || !due_to_tell {
             return;
         }
-        let waiting = self.heap.peek().is_some_and(|Reverse(Due(due, _))| *due <= now);
+        let waiting = self.queue.peek().is_some_and(|Reverse(Due(due, _))| *due <= now);
         if waiting && self.running.len() + 1 >= pace.max_in_flight {
             warn!(
                 late = self.late,
@@ -226,16 +339,27 @@ impl Timetable {
     }
 }
 
+/// The first place of a queue that is not outdated.
+fn first(queue: &mut Queue, is_valid: impl Fn(&TargetId, Instant) -> bool) -> Option<Instant> {
+    while let Some(Reverse(Due(due, id))) = queue.peek() {
+        if is_valid(id, *due) {
+            return Some(*due);
+        }
+        queue.pop();
+    }
+    None
+}
+
 /// A host's place in the interval, 0..1: the same on every start, evenly spread over a fleet. SHA-256,
 /// since the standard hasher may change with the compiler.
-fn phase(address: &str) -> f64 {
+pub(super) fn phase(address: &str) -> f64 {
     let digest = Sha256::digest(address.as_bytes());
     let head = digest.iter().take(4).fold(0u32, |head, byte| (head << 8) | u32::from(*byte));
     f64::from(head) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// The first instant of `start + (phase + k) * interval` that is not before `earliest`.
-fn next_on_grid(start: Instant, phase: f64, interval: Duration, earliest: Instant) -> Instant {
+pub(super) fn next_on_grid(start: Instant, phase: f64, interval: Duration, earliest: Instant) -> Instant {
     let first = start + interval.mul_f64(phase);
     let behind = earliest.saturating_duration_since(first);
     let rounds = behind.as_secs_f64() / interval.as_secs_f64();

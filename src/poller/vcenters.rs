@@ -1,5 +1,6 @@
 //! Polls wrapped: one task a vCenter, what becomes of the answers and of the outcome.
 
+use super::callers::Callers;
 use super::hosts::tell;
 use super::poll::VcenterPoller;
 use super::{Concluded, count, series};
@@ -26,6 +27,7 @@ pub struct VcenterPolls {
     interval: Duration,
     /// The pollers with their sessions; each is polled by one task at a time.
     pollers: Mutex<HashMap<TargetId, Arc<AsyncMutex<VcenterPoller>>>>,
+    callers: Arc<Callers>,
     readings: Arc<Readings>,
     stats: Arc<Stats>,
     first_result: watch::Sender<bool>,
@@ -40,7 +42,13 @@ impl VcenterPolls {
         stats: Arc<Stats>,
         first_result: watch::Sender<bool>,
     ) -> Self {
-        Self { make, interval, pollers: Mutex::default(), readings, stats, first_result }
+        let (pollers, callers) = (Mutex::default(), Arc::default());
+        Self { make, interval, pollers, callers, readings, stats, first_result }
+    }
+
+    /// The hosts that a vCenter has found again.
+    pub(super) fn callers(&self) -> Arc<Callers> {
+        Arc::clone(&self.callers)
     }
 
     /// Polls until cancelled, then logs out everywhere.
@@ -135,6 +143,7 @@ impl VcenterPolls {
         }
         if !inventory.borrow().vcenters.iter().any(|other| other.id() == vcenter.id()) {
             self.readings.forget(&vcenter.id());
+            self.callers.forget(&vcenter.id());
         }
     }
 
@@ -150,6 +159,9 @@ impl VcenterPolls {
         if started.elapsed() >= self.interval {
             let kind = crate::metric::Attributes::new([("kind", "vcenter")]);
             self.stats.add(&super::schedule::OVERRUNS, kind, 1.0);
+        }
+        if polled.outcome.is_ok() {
+            self.callers.look_at(&vcenter.id(), &polled.reports);
         }
         for report in polled.reports {
             self.readings.record(report);

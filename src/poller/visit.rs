@@ -5,7 +5,9 @@
 //! SSH. Without any answer the visit failed, and its one reason stands for all services; their last
 //! readings stand until they are stale.
 
+use super::hung::Hung;
 use super::pool::Pool;
+use super::schedule::{next_on_grid, phase};
 use crate::accounts::Accounts;
 use crate::collectors::command::{self, Ending, Reader};
 use crate::collectors::{Answer, HostCollector, Question};
@@ -36,8 +38,21 @@ static REPLACED: MetricDef = MetricDef {
     attributes: &[],
 };
 
+static USED: MetricDef = MetricDef {
+    name: "esxi.agent.ssh.sessions.used",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "Sessions that visits asked over, by kind: kept from an earlier visit (though it may turn out dead and be \
+           replaced), or new, with a login.",
+    attributes: &["kind"],
+};
+
 /// The metrics of visits.
-pub static METRICS: &[&MetricDef] = &[&REPLACED];
+pub static METRICS: &[&MetricDef] = &[&REPLACED, &USED];
+
+/// A question, told apart among all: the collector's name and the question's `id`.
+pub(super) type Key = (&'static str, Arc<str>);
 
 /// What a visit brought.
 #[derive(Debug)]
@@ -46,6 +61,8 @@ pub struct Visited {
     pub reports: Vec<Report>,
     /// How the visit as a whole ended.
     pub outcome: Result<(), Failure>,
+    /// Whether there was a session. One that fails without it failed on the way to the host.
+    pub reached: bool,
     /// How long it took.
     pub duration: Duration,
 }
@@ -55,6 +72,9 @@ pub struct Visitor {
     connector: Connector,
     accounts: Arc<Accounts>,
     pool: Pool,
+    hung: Hung,
+    /// From when on the ages of sessions are counted.
+    epoch: Instant,
     stats: Arc<Stats>,
     spans: PastSpans,
 }
@@ -64,6 +84,8 @@ struct Asked<'a> {
     due: &'a [Arc<dyn HostCollector>],
     /// With identifiers that are unique among all collectors; a collector's place in `due` comes along.
     questions: Vec<(usize, Question)>,
+    /// Those that are left out, since they hung: with the collector's place and their own identifiers.
+    left_out: Vec<(usize, Arc<str>)>,
 }
 
 /// What came back.
@@ -80,7 +102,8 @@ struct Answers {
 impl Visitor {
     /// Visits over `connector`, as whom `accounts` says. `spans` is for the spans of single questions.
     pub fn new(connector: Connector, accounts: Arc<Accounts>, stats: Arc<Stats>, spans: PastSpans) -> Self {
-        Self { connector, accounts, pool: Pool::default(), stats, spans }
+        let (pool, hung, epoch) = (Pool::default(), Hung::default(), Instant::now());
+        Self { connector, accounts, pool, hung, epoch, stats, spans }
     }
 
     /// Asks `host` all that the collectors `due` want to know. Takes `limit` at most. Dropping the future
@@ -91,21 +114,29 @@ impl Visitor {
             "visit", otel.kind = "internal", "server.address" = %host.endpoint.host,
             "esxi.hostsystem" = %host.address, "esxi.site" = %host.site
         );
-        let asked = Asked::new(due);
-        let visit = self.ask_and_read(host, &asked, start + limit).instrument(span.clone());
+        let id = host.id();
+        let asked = Asked::new(due, |question| self.hung.rests(&id, question));
+        let mut reached = false;
+        let visit = self.ask_and_read(host, &asked, start + limit, &mut reached).instrument(span.clone());
         let (reports, outcome) = timeout_at(start + limit, visit).await.unwrap_or_else(|_| {
-            let message = format!("visit of {}: no end within {limit:?}", host.id());
+            let message = format!("visit of {id}: no end within {limit:?}");
             (Vec::new(), Err(Failure::new(FailureReason::CommandTimeout, message)))
         });
         if let Err(failure) = &outcome {
             span::fail(&span, failure);
         }
-        Visited { reports, outcome, duration: start.elapsed() }
+        Visited { reports, outcome, reached, duration: start.elapsed() }
     }
 
     /// Ends the session of a host that has left the inventory.
     pub fn forget(&self, host: &TargetId) {
         self.pool.forget(host);
+        self.hung.forget(host);
+    }
+
+    /// The next visit of each host asks everything, whatever hung.
+    pub fn ask_all(&self) {
+        self.hung.ask_all();
     }
 
     /// Ends all kept sessions. Takes 3 s at most.
@@ -118,8 +149,9 @@ impl Visitor {
         host: &Arc<Host>,
         asked: &Asked<'_>,
         deadline: Instant,
+        reached: &mut bool,
     ) -> (Vec<Report>, Result<(), Failure>) {
-        match self.ask(host, asked, deadline).await {
+        match self.ask(host, asked, deadline, reached).await {
             Ok(answers) => {
                 let outcome = answers.outcome().map_err(|f| f.during(format_args!("visit of {}", host.id())));
                 (self.read(host, asked, answers), outcome)
@@ -129,22 +161,56 @@ impl Visitor {
     }
 
     /// Asks over the kept session, or over a new one. A kept one that turns out dead is replaced once.
-    async fn ask(&self, host: &Host, asked: &Asked<'_>, deadline: Instant) -> Result<Answers, Failure> {
-        let kept = self.pool.take(&host.id());
-        Span::current().set_attribute("esxi.session.kept", kept.is_some());
-        if let Some(session) = kept {
+    async fn ask(
+        &self,
+        host: &Host,
+        asked: &Asked<'_>,
+        deadline: Instant,
+        reached: &mut bool,
+    ) -> Result<Answers, Failure> {
+        if let Some(session) = self.kept_or_refreshed(host).await? {
+            *reached = true;
             match self.ask_over(session, host, asked, deadline).await {
                 Ok(answers) if answers.came > 0 || answers.transcript.end != End::Lost => return Ok(answers),
                 Err(failure) if !says_dead(&failure) => return Err(failure),
                 Ok(_) | Err(_) => {
                     debug!(host = %host.address, "the kept session is dead, connecting anew");
                     self.stats.add(&REPLACED, Attributes::new::<&str, &str>([]), 1.0);
+                    *reached = false;
                 }
             }
         }
+        let session = self.log_in(host).await?;
+        *reached = true;
+        self.ask_over(session, host, asked, deadline).await
+    }
+
+    /// The kept session, if there is one; in place of one that is due to be refreshed a new one.
+    async fn kept_or_refreshed(&self, host: &Host) -> Result<Option<Session>, Failure> {
+        let Some(kept) = self.pool.take(&host.id()) else { return Ok(None) };
+        let every = self.connector.config().refresh_sessions;
+        let is_old = |every| is_due_for_refresh(&host.address, every, self.epoch, kept.opened());
+        if every.is_some_and(is_old) {
+            match self.log_in(host).await {
+                // Held back, maybe because of others: no reason to lose a session that works.
+                Err(failure) if failure.reason == FailureReason::AuthGuarded => {}
+                new => {
+                    kept.close().await;
+                    return new.map(Some);
+                }
+            }
+        }
+        Span::current().set_attribute("esxi.session.kept", true);
+        self.stats.add(&USED, Attributes::new([("kind", "kept")]), 1.0);
+        Ok(Some(kept))
+    }
+
+    async fn log_in(&self, host: &Host) -> Result<Session, Failure> {
+        Span::current().set_attribute("esxi.session.kept", false);
         let login = self.accounts.for_host(host).await?;
         let session = self.connector.connect(host, &login).await?;
-        self.ask_over(session, host, asked, deadline).await
+        self.stats.add(&USED, Attributes::new([("kind", "new")]), 1.0);
+        Ok(session)
     }
 
     async fn ask_over(
@@ -183,22 +249,34 @@ impl Visitor {
     }
 
     fn read(&self, host: &Host, asked: &Asked<'_>, answers: Answers) -> Vec<Report> {
-        if answers.came == 0 {
+        let nothing_asked = asked.questions.is_empty() && answers.transcript.failure().is_none();
+        if answers.came == 0 && !nothing_asked {
             return Vec::new();
         }
+        let id = host.id();
         let mut readings: Vec<Vec<Reading>> = asked.due.iter().map(|_| Vec::new()).collect();
         for ((place, _), mut answer) in asked.questions.iter().zip(answers.answers) {
             let lost = answers.transcript.end == End::Lost && answer.result.is_err();
             let (Some(collector), false) = (asked.due.get(*place), lost) else { continue };
             answer.question = asked.original(&answer.question);
+            self.hung.asked(&id, (collector.name(), Arc::clone(&answer.question)), &answer);
             let verdict = collector.read(host, &answer);
             self.add_span(collector.as_ref(), &answer, verdict.problem, answers.started);
             if let Some(readings) = readings.get_mut(*place) {
                 readings.extend(verdict.readings);
             }
         }
+        for (place, question) in &asked.left_out {
+            let Some(collector) = asked.due.get(*place) else { continue };
+            self.hung.left_out(&id, &(collector.name(), Arc::clone(question)));
+            let result = Err(FailureReason::SkippedHung);
+            let answer = Answer { question: Arc::clone(question), result, elapsed: Duration::ZERO };
+            if let Some(readings) = readings.get_mut(*place) {
+                readings.extend(collector.read(host, &answer).readings);
+            }
+        }
         let report = |(collector, readings): (&Arc<dyn HostCollector>, Vec<Reading>)| Report {
-            target: host.id(),
+            target: id.clone(),
             collector: collector.name(),
             readings,
             stale_after: Some(collector.stale_after()),
@@ -230,15 +308,20 @@ impl Visitor {
 }
 
 impl<'a> Asked<'a> {
-    fn new(due: &'a [Arc<dyn HostCollector>]) -> Self {
-        let of_one = |(place, collector): (usize, &'a Arc<dyn HostCollector>)| {
-            let unique = move |question: &Question| {
-                let id = format!("{place}.{}", question.id).into();
-                (place, Question { id, script: question.script.clone() })
-            };
-            collector.questions().iter().map(unique)
-        };
-        Self { due, questions: due.iter().enumerate().flat_map(of_one).collect() }
+    /// Everything that is due, but for what `rests`.
+    fn new(due: &'a [Arc<dyn HostCollector>], rests: impl Fn(&Key) -> bool) -> Self {
+        let (mut questions, mut left_out) = (Vec::new(), Vec::new());
+        for (place, collector) in due.iter().enumerate() {
+            for question in collector.questions() {
+                if rests(&(collector.name(), Arc::clone(&question.id))) {
+                    left_out.push((place, Arc::clone(&question.id)));
+                } else {
+                    let id = format!("{place}.{}", question.id).into();
+                    questions.push((place, Question { id, script: question.script.clone() }));
+                }
+            }
+        }
+        Self { due, questions, left_out }
     }
 
     /// The identifier that the collector gave.
@@ -264,6 +347,12 @@ impl Answers {
     }
 }
 
+/// Whether the host's moment has passed since its session was `opened`. Each host has one in `every` such
+/// time from `epoch` on, at its own place, so that a fleet's logins are spread however its sessions began.
+fn is_due_for_refresh(address: &str, every: Duration, epoch: Instant, opened: Instant) -> bool {
+    next_on_grid(epoch, phase(address), every, opened) <= Instant::now()
+}
+
 /// Whether a kept session that fails so may be replaced. Nothing has been authenticated anew then.
 fn says_dead(failure: &Failure) -> bool {
     // A channel that the host did not free counts against its MaxSessions until the session ends.
@@ -280,6 +369,24 @@ fn on_the_host(command: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_began_together_are_refreshed_one_after_the_other() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let epoch = Instant::now();
+        let mut sessions: Vec<_> = (0..600).map(|host| (format!("h{host}"), epoch, 0)).collect();
+        for minute in 1..=180 {
+            tokio::time::advance(HOUR / 60).await;
+            let mut logins = 0;
+            for (host, opened, refreshed) in &mut sessions {
+                if is_due_for_refresh(host, HOUR, epoch, *opened) {
+                    (*opened, *refreshed, logins) = (Instant::now(), *refreshed + 1, logins + 1);
+                }
+            }
+            assert!(logins <= 25, "{logins} of 600 in minute {minute}");
+        }
+        assert!(sessions.iter().all(|(_, _, refreshed)| *refreshed == 3), "each once an hour");
+    }
 
     #[test]
     fn scripts_are_stopped_before_the_command_is_given_up() {

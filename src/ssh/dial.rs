@@ -1,8 +1,10 @@
 //! From a name to a TCP connection.
 
+use super::resolve::Resolver;
 use crate::outcome::{Failure, FailureReason};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,9 +15,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 const STAGGER: Duration = Duration::from_millis(250);
 
 /// Looks `host` up and connects to the first of its addresses that answers, all within `limit`.
-pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Failure> {
+pub(super) async fn dial(
+    resolver: &Resolver,
+    host: &str,
+    port: u16,
+    limit: Duration,
+) -> Result<TcpStream, Failure> {
     let deadline = Instant::now() + limit;
-    let addresses = resolve(host, port, deadline).await?;
+    let addresses = by_turns(resolver.resolve(host, port, deadline).await?);
     let stream = match timeout_at(deadline, race(&addresses)).await {
         Ok(result) => result.map_err(|(address, error)| failure(address, &error))?,
         Err(_) => {
@@ -31,18 +38,23 @@ pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> Result<TcpSt
     Ok(stream)
 }
 
-async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, Failure> {
-    let failed =
-        |why: &dyn std::fmt::Display| Failure::new(FailureReason::Dns, format!("look up {host}: {why}"));
-    let addresses = match timeout_at(deadline, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(addresses)) => addresses.collect::<Vec<_>>(),
-        Ok(Err(error)) => return Err(failed(&error)),
-        Err(_) => return Err(failed(&"no answer in time")),
-    };
-    if addresses.is_empty() { Err(failed(&"it has no address")) } else { Ok(addresses) }
+/// The resolver's order, but IPv6 and IPv4 by turns, so that a network without one of them costs one
+/// stagger and not one for each of its addresses (RFC 8305, 4).
+fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first = addresses.first().map(SocketAddr::is_ipv6);
+    let (mut these, mut those): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| Some(address.is_ipv6()) == first);
+    let mut mixed = Vec::with_capacity(these.len() + those.len());
+    while let Some(address) = these.pop_front() {
+        mixed.push(address);
+        if !those.is_empty() {
+            std::mem::swap(&mut these, &mut those);
+        }
+    }
+    mixed
 }
 
-/// Tries the addresses in the resolver's order, the next one as soon as one failed or [`STAGGER`] has
+/// Tries the addresses in their order, the next one as soon as one failed or [`STAGGER`] has
 /// passed. Fails with the last address's error.
 async fn race(addresses: &[SocketAddr]) -> Result<TcpStream, (Option<SocketAddr>, io::Error)> {
     let attempt =
@@ -88,14 +100,14 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(5);
 
     async fn reason(host: &str, port: u16) -> FailureReason {
-        dial(host, port, LIMIT).await.unwrap_err().reason
+        dial(&Resolver::default(), host, port, LIMIT).await.unwrap_err().reason
     }
 
     #[tokio::test]
     async fn a_closed_port_and_an_unknown_name_are_told_apart() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        dial("127.0.0.1", port, LIMIT).await.unwrap();
+        dial(&Resolver::default(), "127.0.0.1", port, LIMIT).await.unwrap();
         drop(listener);
         assert_eq!(reason("127.0.0.1", port).await, FailureReason::ConnectRefused);
         assert_eq!(reason("no-such-host.invalid", 22).await, FailureReason::Dns);
@@ -125,7 +137,24 @@ mod tests {
         let good = listener.local_addr().unwrap();
         assert_eq!(race(&[silent, good]).await.unwrap().peer_addr().unwrap(), good);
         let (host, port) = (silent.ip().to_string(), silent.port());
-        let failure = dial(&host, port, Duration::from_millis(100)).await.unwrap_err();
+        let limit = Duration::from_millis(100);
+        let failure = dial(&Resolver::default(), &host, port, limit).await.unwrap_err();
         assert_eq!(failure.reason, FailureReason::ConnectTimeout, "{failure}");
+    }
+
+    #[test]
+    fn the_families_take_turns_beginning_with_the_one_that_the_resolver_prefers() {
+        let addresses = |text: &str| -> Vec<SocketAddr> {
+            let one = |c: char| match c {
+                'a'..='f' => SocketAddr::from((std::net::Ipv6Addr::from_bits(c.into()), 22)),
+                _ => SocketAddr::from(([10, 0, 0, c as u8], 22)),
+            };
+            text.chars().map(one).collect()
+        };
+        for (given, mixed) in
+            [("", ""), ("a", "a"), ("abc12", "a1b2c"), ("1234ab", "1a2b34"), ("123", "123"), ("a1b2", "a1b2")]
+        {
+            assert_eq!(by_turns(addresses(given)), addresses(mixed), "{given}");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod authenticate;
 mod client;
 mod dial;
 mod host_keys;
+mod resolve;
 mod session;
 mod stream;
 mod transcript;

@@ -3,6 +3,7 @@
 use super::authenticate::authenticate;
 use super::client::{self, Client, Told};
 use super::host_keys::HostKeys;
+use super::resolve::Resolver;
 use super::stream::OwnedStream;
 use super::transcript::{End, Lines, Transcript};
 use super::{algorithms, dial};
@@ -44,6 +45,7 @@ pub static METRICS: &[&MetricDef] = &[&SESSIONS];
 /// Opens sessions.
 pub struct Connector {
     config: SshConfig,
+    resolver: Resolver,
     host_keys: Arc<HostKeys>,
     guard: Arc<Guard>,
     open: Arc<OpenSessions>,
@@ -83,7 +85,7 @@ impl Connector {
     pub fn new(config: SshConfig, host_keys: Arc<HostKeys>, guard: Arc<Guard>, stats: Arc<Stats>) -> Self {
         let open = Arc::new(OpenSessions { count: Mutex::new(0.0), stats });
         open.change(0.0);
-        Self { config, host_keys, guard, open }
+        Self { config, resolver: Resolver::default(), host_keys, guard, open }
     }
 
     /// The limits and choices that it was given.
@@ -111,7 +113,7 @@ impl Connector {
             "network.protocol.name" = "ssh", "network.transport" = "tcp"
         );
         let (stream, peer) = traced(&span, async {
-            let stream = dial::dial(name, port, self.config.connect_timeout).await?;
+            let stream = dial::dial(&self.resolver, name, port, self.config.connect_timeout).await?;
             let peer = stream.peer_addr().map_err(|error| {
                 Failure::new(FailureReason::ConnectionLost, format!("connection to {name}: {error}"))
             })?;
@@ -145,7 +147,8 @@ impl Connector {
         let limit = self.config.login_timeout.saturating_sub(started.elapsed());
         traced(&span, authenticate(&mut handle, &told, (&target, login), &self.guard, limit)).await?;
         let peer = (host.clone(), peer);
-        Ok(Session { handle, told, peer, broken: false, _owned: owned, _counted: Counted::new(&self.open) })
+        let (opened, counted) = (Instant::now(), Counted::new(&self.open));
+        Ok(Session { handle, told, peer, opened, broken: false, _owned: owned, _counted: counted })
     }
 
     async fn exchange_keys(
@@ -206,6 +209,7 @@ pub struct Session {
     handle: Handle<Client>,
     told: Arc<Told>,
     peer: (Host, SocketAddr),
+    opened: Instant,
     /// A command is under way or did not end well: the host may not have freed its channel.
     broken: bool,
     _owned: DropGuard,
@@ -217,6 +221,11 @@ impl Session {
     /// cancelled. A silent peer is found out by the next command only.
     pub fn is_closed(&self) -> bool {
         self.broken || self.handle.is_closed()
+    }
+
+    /// When it was logged in.
+    pub fn opened(&self) -> Instant {
+        self.opened
     }
 
     /// Runs `command` and reads its standard output until it ends or `until` has seen its last line of

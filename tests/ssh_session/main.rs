@@ -20,6 +20,7 @@ const LIMITS: Limits = Limits { timeout: Duration::from_secs(10), max_bytes: 100
 
 struct Agent {
     connector: Connector,
+    guard: Arc<Guard>,
     stats: Arc<Stats>,
     folder: tempfile::TempDir,
 }
@@ -30,6 +31,7 @@ fn config(folder: &tempfile::TempDir) -> SshConfig {
         known_hosts: folder.path().join("known_hosts"),
         host_key_policy: HostKeyPolicy::AcceptNew,
         reuse_sessions: true,
+        refresh_sessions: None,
         connect_timeout: Duration::from_secs(5),
         login_timeout: Duration::from_secs(5),
         command_timeout: Duration::from_secs(10),
@@ -53,7 +55,8 @@ impl Agent {
         };
         let guard = Arc::new(Guard::new(lockout, stats.clone()));
         let host_keys = Arc::new(HostKeys::load(&config).unwrap());
-        Self { connector: Connector::new(config, host_keys, guard, stats.clone()), stats, folder }
+        let connector = Connector::new(config, host_keys, guard.clone(), stats.clone());
+        Self { connector, guard, stats, folder }
     }
 
     async fn connect(&self, peer: &Peer, password: &str) -> Result<Session, FailureReason> {

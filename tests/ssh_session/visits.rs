@@ -2,6 +2,7 @@
 
 use super::peer::{Commands, Login, PASSWORD, Peer, Say};
 use super::{Agent, echo, host};
+use esxi_otel_agent::accounts::guard::Guard;
 use esxi_otel_agent::accounts::{Account, Accounts, AccountsConfig, Proof, Secret, SecretSource};
 use esxi_otel_agent::collectors::HostCollector;
 use esxi_otel_agent::collectors::critical_service::CriticalService;
@@ -36,6 +37,8 @@ impl InitD {
 
 struct Round {
     visitor: Visitor,
+    accounts: Arc<Accounts>,
+    guard: Arc<Guard>,
     due: Vec<Arc<dyn HostCollector>>,
     stats: Arc<Stats>,
     _folder: tempfile::TempDir,
@@ -54,9 +57,16 @@ impl Round {
         let proof = Proof::Password(SecretSource::Value(Secret::new(PASSWORD)));
         let esxi = Some(Account { user: "root".into(), proof });
         let accounts = Arc::new(Accounts::new(AccountsConfig { esxi, vcenter: None }));
-        let Agent { connector, stats, folder } = Agent::with(change);
-        let visitor = Visitor::new(connector, accounts, stats.clone(), PastSpans::default());
-        Self { visitor, due: vec![Arc::new(collector)], stats, _folder: folder }
+        let Agent { connector, guard, stats, folder } = Agent::with(change);
+        let visitor = Visitor::new(connector, accounts.clone(), stats.clone(), PastSpans::default());
+        Self { visitor, accounts, guard, due: vec![Arc::new(collector)], stats, _folder: folder }
+    }
+
+    /// How many visits had such a session.
+    fn used(&self, kind: &str) -> f64 {
+        let samples = self.stats.samples();
+        let mut used = samples.iter().filter(|s| s.def.name == "esxi.agent.ssh.sessions.used");
+        used.find(|s| s.attributes.get("kind") == Some(kind)).map_or(0.0, |s| s.value)
     }
 
     async fn visit(&self, peer: &Peer) -> Visited {
@@ -153,6 +163,88 @@ async fn a_hung_service_is_its_own_problem_and_no_failure_of_ssh() {
     visited.outcome.as_ref().unwrap();
     assert_eq!(shown(&visited), ["hostd=1", "vpxa:command_timeout"]);
     assert!(!visited.reports[0].readings.iter().any(|r| &*r.part == "vpxa"), "its last status stands");
+}
+
+#[tokio::test]
+async fn what_hung_is_left_out_for_longer_and_longer_and_its_script_is_not_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let (started, heal) = (folder.path().join("started"), folder.path().join("heal"));
+    let vpxa = format!(
+        "echo x >>{}; [ -e {} ] || exec sleep 60; echo vpxa is running",
+        started.display(),
+        heal.display()
+    );
+    let init = InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", &vpxa)]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd", "vpxa"], |config| config.command_timeout = Duration::from_secs(2));
+    let starts = || std::fs::read_to_string(&started).unwrap_or_default().lines().count();
+    let (hung, skipped) = (["hostd=1", "vpxa:command_timeout"], ["hostd=1", "vpxa:skipped_hung"]);
+    for (expected, times) in [(hung, 1), (skipped, 1), (hung, 2), (skipped, 2), (skipped, 2)] {
+        let visited = round.visit(&peer).await;
+        visited.outcome.as_ref().unwrap();
+        assert_eq!(shown(&visited), expected);
+        assert_eq!(starts(), times);
+    }
+    std::fs::write(heal, "").unwrap();
+    for _ in 0..2 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1", "vpxa=1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_host_on_which_everything_is_left_out_is_visited_all_the_same() {
+    let init = InitD::new(&[("vpxa", "exec sleep 60")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["vpxa"], |config| config.command_timeout = Duration::from_secs(2));
+    assert_eq!(shown(&round.visit(&peer).await), ["vpxa:command_timeout"]);
+    let visited = round.visit(&peer).await;
+    visited.outcome.as_ref().unwrap();
+    assert_eq!(shown(&visited), ["vpxa:skipped_hung"]);
+    // A visit that somebody asks for asks everything.
+    round.visitor.ask_all();
+    assert_eq!(shown(&round.visit(&peer).await), ["vpxa:command_timeout"]);
+}
+
+#[tokio::test]
+async fn a_session_is_refreshed_at_its_time() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let often = Duration::from_nanos(1);
+    let round = Round::new(&["hostd"], |config| config.refresh_sessions = Some(often));
+    for _ in 0..3 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!(peer.state().sessions, 3);
+    peer.until("the old sessions are over", |state| state.open == 1).await;
+    assert_eq!((round.used("new"), round.used("kept")), (3.0, 0.0));
+
+    // A rejected login shows what the kept session hid.
+    peer.state().login = Login::NoMethodLeft;
+    assert_eq!(round.visit(&peer).await.outcome.unwrap_err().reason, FailureReason::AuthFailed);
+    peer.until("the refused session's predecessor is over", |state| state.open == 0).await;
+
+    let rarely = Round::new(&["hostd"], |config| config.refresh_sessions = Some(Duration::from_secs(86_400)));
+    peer.state().login = Login::KeyboardInteractive;
+    for _ in 0..3 {
+        assert_eq!(shown(&rarely.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!((rarely.used("new"), rarely.used("kept")), (1.0, 2.0));
+}
+
+#[tokio::test]
+async fn a_session_that_works_is_not_given_up_for_a_login_that_the_guard_holds_back() {
+    let init = InitD::new(&[("hostd", "echo hostd is running.")]);
+    let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
+    let round = Round::new(&["hostd"], |config| config.refresh_sessions = Some(Duration::from_nanos(1)));
+    round.visit(&peer).await.outcome.unwrap();
+    let host = host(peer.port);
+    let credential = round.accounts.for_host(&host).await.unwrap().credential;
+    round.guard.permit(&host.id(), credential).await.unwrap().rejected();
+    for _ in 0..2 {
+        assert_eq!(shown(&round.visit(&peer).await), ["hostd=1"]);
+    }
+    assert_eq!(peer.state().sessions, 1);
+    assert_eq!((round.used("new"), round.used("kept")), (1.0, 2.0));
 }
 
 #[tokio::test]

@@ -273,6 +273,18 @@ fn the_reader_is_done_at_the_last_answer() {
     assert_eq!(answers[1].elapsed, Duration::from_secs(1));
 }
 
+#[test]
+fn the_documented_command_is_the_one_that_is_sent() {
+    let question = |service: &str| Question {
+        id: format!("0.{service}").into(),
+        script: format!("exec /etc/init.d/{service} status"),
+    };
+    let questions = ["hostd", "vpxa"].map(question);
+    let sent = compose(&questions, "6f1ed002ab5595859014ebf0951522d9", Duration::from_secs(17));
+    let page = include_str!("../../../docs/ssh-command.md");
+    assert!(page.contains(&format!("```sh\n{sent}```\n")), "docs/ssh-command.md should show\n{sent}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_output_whatsoever_can_make_the_reader_fail(
