@@ -134,14 +134,22 @@ impl Journal {
     /// Takes the lock. Other threads of the process wait as other processes do.
     pub(super) fn lock(&mut self) -> Result<Locked<'_>, JournalError> {
         let deadline = Instant::now() + LOCK_WAIT;
+        let path = self.folder.join("lock");
         loop {
             match self.lock.try_lock() {
-                Ok(()) => return Ok(Locked(self)),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
-                Err(TryLockError::WouldBlock) => return Err(JournalError::Busy(self.folder.join("lock"))),
-                Err(TryLockError::Error(error)) => {
-                    return Err(io_error("written", &self.folder.join("lock"))(error));
+                Ok(()) => {
+                    let held = self.lock.metadata().map_err(io_error("read", &path))?;
+                    if fs::metadata(&path).is_ok_and(|now| identity(&now) == identity(&held)) {
+                        return Ok(Locked(self));
+                    }
+                    // Somebody has removed it: others hold another one.
+                    let own = !self.read_only;
+                    let opened = OpenOptions::new().read(true).write(own).create(own).mode(0o600).open(&path);
+                    self.lock = opened.map_err(io_error("read", &path))?;
                 }
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+                Err(TryLockError::WouldBlock) => return Err(JournalError::Busy(path)),
+                Err(TryLockError::Error(error)) => return Err(io_error("written", &path)(error)),
             }
         }
     }
@@ -214,6 +222,9 @@ impl Locked<'_> {
                 let entry = Entry::Journal { version: VERSION, key: fingerprint(&key) };
                 let line = to_lines(&[entry]).map_err(io_error("written", &path))?;
                 self.replace("journal", line.as_bytes())?;
+                // The folder is new, too.
+                let above = self.0.folder.parent().unwrap_or(&self.0.folder);
+                File::open(above).and_then(|above| above.sync_all()).map_err(io_error("written", above))?;
                 fs::metadata(&path).map_err(io_error("read", &path))?
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

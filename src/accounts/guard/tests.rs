@@ -217,6 +217,7 @@ pub(super) struct Ledger {
     pub(super) in_flight: Vec<(TargetId, CredentialId, Moment)>,
     proven: HashSet<CredentialId>,
     rejections: HashMap<CredentialId, usize>,
+    lost: HashMap<CredentialId, Vec<Moment>>,
     /// Since the last success: rejections of a credential at a target.
     at_target: HashMap<(TargetId, CredentialId), usize>,
     /// When tries failed, and with what, since the target's last success.
@@ -228,7 +229,9 @@ impl Ledger {
         let under_way = self.in_flight.iter().filter(|(_, c, _)| *c == credential).count();
         if !self.proven.contains(&credential) {
             let rejections = self.rejections.get(&credential).copied().unwrap_or_default();
-            assert!(rejections + under_way < 3, "an unproven credential gets three tries");
+            let lost = self.lost.get(&credential).map_or(&[][..], Vec::as_slice);
+            let lost = lost.iter().filter(|at| now < **at + WAIT).count();
+            assert!(rejections + under_way + lost < 3, "an unproven credential gets three tries");
         }
         assert!(
             self.at_target.get(&(target.clone(), credential)).is_none_or(|n| *n < 2),
@@ -252,7 +255,9 @@ impl Ledger {
             }
             Outcome::Rejected | Outcome::LostAfterSecret => {
                 self.failed.entry(target.clone()).or_default().push((now, credential));
-                if outcome == Outcome::Rejected {
+                if outcome == Outcome::LostAfterSecret {
+                    self.lost.entry(credential).or_default().push(now);
+                } else {
                     *self.rejections.entry(credential).or_default() += 1;
                     *self.at_target.entry((target.clone(), credential)).or_default() += 1;
                 }
