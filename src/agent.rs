@@ -60,6 +60,8 @@ pub struct Rounds {
     /// Pace of the visits.
     pub pace: Pace,
     reuse_sessions: bool,
+    /// Asked before every login with a password.
+    pub guard: Arc<Guard>,
     inventory: InventoryWatch,
     first_result: watch::Receiver<bool>,
 }
@@ -82,8 +84,9 @@ impl Rounds {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let inventory = InventoryWatch::start(&config.inventory, Arc::clone(&stats), stop).await?;
-        let accounts = Arc::new(Accounts::new(config.accounts.clone()));
-        let guard = Arc::new(Guard::new(config.lockout.clone(), Arc::clone(&stats)));
+        let guard = Guard::open(config.lockout.clone(), &config.state_dir, Arc::clone(&stats)).await;
+        let guard = Arc::new(guard);
+        let accounts = Arc::new(Accounts::with_credentials(config.accounts.clone(), guard.credentials()));
         let (first, first_result) = watch::channel(false);
 
         let pace = config.critical_service.as_ref().map_or(
@@ -104,7 +107,8 @@ impl Rounds {
 
         let vcenter_collectors = collectors::vcenter_collectors(config);
         let vcenters = config.overall_state.as_ref().map(|overall| {
-            let (settings, access) = (config.vcenter.clone(), Access { accounts, guard });
+            let access = Access { accounts, guard: Arc::clone(&guard) };
+            let settings = config.vcenter.clone();
             let (collectors, counted) = (vcenter_collectors, Arc::clone(&stats));
             let make = Box::new(move |vcenter| {
                 let (collectors, stats) = (collectors.clone(), Arc::clone(&counted));
@@ -115,7 +119,7 @@ impl Rounds {
         });
         let poller = Poller { hosts, vcenters };
         let reuse_sessions = config.ssh.reuse_sessions;
-        Ok(Self { poller, readings, stats, pace, reuse_sessions, inventory, first_result })
+        Ok(Self { poller, readings, stats, pace, reuse_sessions, guard, inventory, first_result })
     }
 
     /// Everybody who is there now.
@@ -259,6 +263,8 @@ impl Agent {
             }
         };
         tokio::join!(asking, serving);
+        // A login whose verdict is not written down counts as lost.
+        rounds.guard.flush().await;
         telemetry.shutdown(FLUSH_LIMIT).await;
         stop_watching.cancel();
         rounds.inventory.stopped().await;

@@ -62,6 +62,8 @@ pub enum Verb {
     Once(OnceArgs),
     /// Check configuration and inventory; visits nobody
     Check(CheckArgs),
+    /// What the guard against locked accounts remembers, and opening by hand
+    Guard(GuardArgs),
     /// Everything simulated in one process: needs no file, no account, no network
     Demo(DemoArgs),
     /// Only the simulated fleet, for trying one's own pipeline
@@ -110,6 +112,62 @@ pub struct CheckArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: CheckFormat,
+}
+
+/// What `guard` does.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GuardArgs {
+    /// Nothing said: `list`
+    #[command(subcommand)]
+    pub verb: Option<GuardVerb>,
+}
+
+/// What `guard` does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum GuardVerb {
+    /// Credentials, and the hosts and vCenters that wait (the default)
+    List(GuardListArgs),
+    /// Let a login be tried again; an agent that runs notices within a second
+    Release(GuardReleaseArgs),
+}
+
+impl Default for GuardVerb {
+    fn default() -> Self {
+        GuardVerb::List(GuardListArgs::default())
+    }
+}
+
+/// Flags of `guard list`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GuardListArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: GuardFormat,
+}
+
+/// How `guard list` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum GuardFormat {
+    /// For people
+    #[default]
+    Table,
+    /// One JSON object
+    Json,
+}
+
+/// Flags of `guard release`: exactly one of them.
+#[derive(Debug, Clone, Default, Args)]
+#[group(required = true, multiple = false)]
+pub struct GuardReleaseArgs {
+    /// The host or vCenter at this address, for all credentials
+    #[arg(long, value_name = "ADDRESS")]
+    pub host: Option<String>,
+    /// The credential whose id begins like this, everywhere
+    #[arg(long, value_name = "ID")]
+    pub credential: Option<String>,
+    /// Everything; also begins a damaged memory anew
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Flags of `demo`.

@@ -55,6 +55,10 @@ async fn run(cli: Cli) -> ExitCode {
             Ok(loaded) => commands::check::check(&loaded, &args).await,
             Err(error) => return unusable(&error),
         },
+        Verb::Guard(args) => match load() {
+            Ok(Loaded { config, .. }) => commands::guard::guard(&config, &args).await,
+            Err(error) => return unusable(&error),
+        },
         Verb::Demo(args) => commands::demo::demo(&args, verbosity, stop).await,
         Verb::Simulate(args) => commands::simulate::simulate(args, stop).await.map_err(VerbError::from),
     };

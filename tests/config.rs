@@ -389,9 +389,9 @@ fn opentelemetrys_variables_are_honoured() {
 
 #[test]
 fn what_is_dangerous_is_said() {
-    let text = "ssh: {host_key_policy: insecure}\nlockout: {wait: 10s}\nverify_ssl: no";
+    let text = "ssh: {host_key_policy: insecure}\nlockout: {wait: 10s, volatile: true}\nverify_ssl: no";
     let loaded = load_text(text, sources()).unwrap();
-    assert_eq!(loaded.notes.len(), 3, "{:?}", loaded.notes);
+    assert_eq!(loaded.notes.len(), 4, "{:?}", loaded.notes);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
             login_timeout: second,
             command_timeout: second,
         },
-        lockout: LockoutConfig { wait: second, max_wait: second, unproven_tries: 3 },
+        lockout: LockoutConfig { wait: second, max_wait: second, unproven_tries: 3, volatile: true },
         vcenter: VcenterConfig {
             verify_tls: true,
             ca_file: None,

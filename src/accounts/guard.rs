@@ -5,26 +5,41 @@
 //! [`Guard::permit`] right before the secret leaves; the [`Permit`]'s verdict afterwards. Public keys lock
 //! nothing and are not asked for here.
 
+//!
+//! What is known outlives the process ([`journal`]): a try is on the disk before it is made, so neither a
+//! crash loop nor several processes side by side get more tries than one process that runs for ever.
+
+mod clock;
+mod credential;
+mod entry;
+mod journal;
+mod memory;
+mod remembered;
 mod rules;
+mod writer;
 
 use super::LockoutConfig;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
-use rules::{Decision, Outcome, Rules};
+use clock::{Clock, Moment};
+use memory::Memory;
+use rules::{Decision, Instance, Outcome};
 use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
+use writer::{Answer, Message, Request, Verdict, Writer};
 
-pub use rules::Why;
-
-/// Identity of a credential: a keyed hash of user and secret's content. The key lives as long as the
-/// process, so the hash tells nothing to whoever reads a dump or a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CredentialId(pub [u8; 16]);
+pub use credential::{CredentialId, CredentialKey};
+pub use journal::JournalError;
+pub use remembered::{Remembered, RememberedCredential, RememberedTarget, State, release, remembered};
+pub use rules::{Scope, Why};
 
 /// How long a login waits for the verdict on others with the same credential. Meanwhile its connection is
 /// open, and servers give an unauthenticated one 120 s.
@@ -48,8 +63,26 @@ static CLOSED: MetricDef = MetricDef {
     attributes: &["kind"],
 };
 
+static USABLE: MetricDef = MetricDef {
+    name: "esxi.agent.guard.usable",
+    kind: Kind::Gauge,
+    unit: Unit::None,
+    cadence: Cadence::OnChange,
+    help: "1: what was tried can be read and written down. 0: it can't, and no password login is tried.",
+    attributes: &[],
+};
+
+static SYNCS: MetricDef = MetricDef {
+    name: "esxi.agent.guard.syncs",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "How often the guard's journal was brought to the disk; logins at the same time share one.",
+    attributes: &[],
+};
+
 /// The guard's metrics.
-pub static METRICS: &[&MetricDef] = &[&LOGINS, &CLOSED];
+pub static METRICS: &[&MetricDef] = &[&LOGINS, &CLOSED, &USABLE, &SYNCS];
 
 /// Why a login is not tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,69 +117,231 @@ impl From<Refusal> for Failure {
 /// The guard. One for all logins of the process.
 #[derive(Debug)]
 pub struct Guard {
-    rules: Mutex<Rules>,
+    shared: Arc<Shared>,
+    /// `None`: what is known ends with the process.
+    writer: Option<Sender<Message>>,
+}
+
+/// What the guard and its writer share.
+#[derive(Debug)]
+struct Shared {
+    view: Mutex<View>,
+    clock: Arc<Clock>,
     /// Wakes those who wait for a verdict.
     verdict: Notify,
+    key: Arc<CredentialKey>,
     stats: Arc<Stats>,
+    syncs: AtomicU64,
+    closed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct View {
+    memory: Memory,
+    /// Why the memory can't be used.
+    trouble: Option<Arc<str>>,
+}
+
+impl Shared {
+    fn new(config: LockoutConfig, clock: Clock, key: CredentialKey, stats: Arc<Stats>) -> Arc<Self> {
+        let view = View { memory: Memory::new(config), trouble: None };
+        Arc::new(Self {
+            view: Mutex::new(view),
+            clock: Arc::new(clock),
+            verdict: Notify::new(),
+            key: Arc::new(key),
+            stats,
+            syncs: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn count_syncs(&self, syncs: u64) {
+        if syncs > 0 {
+            self.syncs.fetch_add(syncs, Ordering::Relaxed);
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            self.stats.add(&SYNCS, Attributes::new::<&str, &str>([]), syncs as f64);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    fn publish(&self) {
+        let view = self.view();
+        let (credentials, targets) = view.memory.rules.closed();
+        self.stats.set(&CLOSED, Attributes::new([("kind", "credential")]), credentials as f64);
+        self.stats.set(&CLOSED, Attributes::new([("kind", "target")]), targets as f64);
+        self.stats.set(
+            &USABLE,
+            Attributes::new::<&str, &str>([]),
+            f64::from(u8::from(view.trouble.is_none())),
+        );
+    }
 }
 
 impl Guard {
-    /// Remembers nothing yet.
+    /// Remembers nothing yet, and everything only as long as it lives.
     pub fn new(config: LockoutConfig, stats: Arc<Stats>) -> Self {
-        let guard = Self { rules: Mutex::new(Rules::new(config)), verdict: Notify::new(), stats };
-        guard.publish(&guard.lock());
+        let shared = Shared::new(config, Clock::of_process(), CredentialKey::of_process(), stats);
+        {
+            let memory = &mut shared.view().memory;
+            let start = memory.new_boot(&shared.clock);
+            start.into_iter().for_each(|entry| memory.apply(entry));
+        }
+        shared.publish();
+        Self { shared, writer: None }
+    }
+
+    /// Remembers what stands in `state_dir`, and writes down there what is tried. Where that is not possible
+    /// no password login is tried until it is, unless the configuration says to do without
+    /// (`lockout.volatile`).
+    pub async fn open(config: LockoutConfig, state_dir: &Path, stats: Arc<Stats>) -> Self {
+        if config.volatile {
+            return Self::new(config, stats);
+        }
+        Self::open_with(config, state_dir, stats, Clock::of_machine()).await
+    }
+
+    async fn open_with(config: LockoutConfig, state_dir: &Path, stats: Arc<Stats>, clock: Clock) -> Self {
+        let shared = Shared::new(config.clone(), clock, CredentialKey::default(), stats);
+        let unread: Arc<str> = "the guard's memory was not read yet".into();
+        shared.view().trouble = Some(unread);
+        let writer = match Writer::start(config, state_dir.to_owned(), Arc::clone(&shared)) {
+            Ok(writer) => Some(writer),
+            Err(error) => {
+                shared.view().trouble = Some(format!("the guard's thread can't be started: {error}").into());
+                None
+            }
+        };
+        shared.publish();
+        let guard = Self { shared, writer };
+        guard.flush().await;
         guard
     }
 
-    fn lock(&self) -> MutexGuard<'_, Rules> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What makes the identities of credentials that this guard knows.
+    pub fn credentials(&self) -> Arc<CredentialKey> {
+        Arc::clone(&self.shared.key)
+    }
+
+    /// How often the journal was brought to the disk.
+    pub fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all verdicts that were given are written down; 10 s at most. Those that are not count as
+    /// lost.
+    pub async fn flush(&self) {
+        let Some(writer) = &self.writer else { return };
+        let (done, waiting) = oneshot::channel();
+        if writer.send(Message::Flush(done)).is_ok() {
+            let _ = timeout_at(Instant::now() + VERDICT_WAIT, waiting).await;
+        }
     }
 
     /// Whether a try would be granted now, or as soon as those under way have their verdict. Reserves
     /// nothing.
     pub fn check(&self, target: &TargetId, credential: CredentialId) -> Result<(), Refusal> {
-        let now = Instant::now();
-        match self.lock().ask(target, credential, now) {
+        let view = self.shared.view();
+        match self.ask(&view, target, credential) {
             Decision::Granted | Decision::Pending => Ok(()),
-            Decision::Refused(why, until) => Err(self.refuse(target, why, until, now)),
+            Decision::Refused(why, until) => Err(self.refuse(&view, target, why, until)),
+        }
+    }
+
+    fn ask(&self, view: &View, target: &TargetId, credential: CredentialId) -> Decision {
+        let known = match &view.trouble {
+            Some(trouble) => Err(Arc::clone(trouble)),
+            // Made before the key was known.
+            None if credential == CredentialId::UNKNOWN => Err("the guard's memory was not read yet".into()),
+            None => Ok(()),
+        };
+        match known {
+            Ok(()) => view.memory.rules.ask(target, credential, view.memory.now(&self.shared.clock)),
+            Err(trouble) => Decision::Refused(Why::Memory(trouble), None),
         }
     }
 
     /// Grants one try, whose verdict the caller owes. Where others' verdicts have to come first, waits for
-    /// them, 10 s at most.
+    /// them, 10 s at most. The try is written down, and on the disk, when this returns.
     pub async fn permit(&self, target: &TargetId, credential: CredentialId) -> Result<Permit<'_>, Refusal> {
         let deadline = Instant::now() + VERDICT_WAIT;
+        let late = || {
+            let view = self.shared.view();
+            let why = view.trouble.clone().map_or(Why::VerdictPending, Why::Memory);
+            self.refuse(&view, target, why, None)
+        };
         loop {
-            let verdict = self.verdict.notified();
+            let verdict = self.shared.verdict.notified();
             tokio::pin!(verdict);
             verdict.as_mut().enable();
-            let now = Instant::now();
-            let decision = self.lock().grant(target, credential, now);
-            match decision {
+            match self.decide(target, credential)? {
                 Decision::Granted => {
-                    return Ok(Permit { guard: self, target: target.clone(), credential, done: false });
+                    let Some(writer) = &self.writer else { return Ok(self.permit_for(target, credential)) };
+                    let (answer, waiting) = oneshot::channel();
+                    let request = Request { target: target.clone(), credential, answer };
+                    let _ = writer.send(Message::Request(request));
+                    match timeout_at(deadline, waiting).await {
+                        Ok(Ok(Answer::Granted(slip))) => {
+                            let permit = self.permit_for(target, credential);
+                            slip.take();
+                            return Ok(permit);
+                        }
+                        // The rules have their reason: ask them again.
+                        Ok(Ok(Answer::NotNow)) => {}
+                        Ok(Err(_)) | Err(_) => return Err(late()),
+                    }
                 }
-                Decision::Refused(why, until) => return Err(self.refuse(target, why, until, now)),
-                Decision::Pending => {}
-            }
-            if timeout_at(deadline, verdict).await.is_err() {
-                return Err(self.refuse(target, Why::VerdictPending, None, now));
+                _ if timeout_at(deadline, verdict).await.is_err() => return Err(late()),
+                _ => {}
             }
         }
     }
 
-    fn refuse(&self, target: &TargetId, why: Why, until: Option<Instant>, now: Instant) -> Refusal {
+    /// Grants it here and now, unless it has to be written down first.
+    fn decide(&self, target: &TargetId, credential: CredentialId) -> Result<Decision, Refusal> {
+        let mut view = self.shared.view();
+        let mut decision = self.ask(&view, target, credential);
+        if self.writer.is_none() && decision == Decision::Granted {
+            let now = view.memory.now(&self.shared.clock);
+            decision = view.memory.rules.grant(target, credential, Instance::default(), now);
+        }
+        match decision {
+            Decision::Refused(why, until) => Err(self.refuse(&view, target, why, until)),
+            decision => Ok(decision),
+        }
+    }
+
+    fn permit_for(&self, target: &TargetId, credential: CredentialId) -> Permit<'_> {
+        Permit { guard: self, target: target.clone(), credential, done: false }
+    }
+
+    fn refuse(&self, view: &View, target: &TargetId, why: Why, until: Option<Moment>) -> Refusal {
         self.count(target, "guarded");
-        let until = until.map(|until| SystemTime::now() + until.saturating_duration_since(now));
+        let now = view.memory.now(&self.shared.clock);
+        let until = until.map(|until| SystemTime::now() + until.since(now));
         Refusal { target: target.clone(), why, until }
     }
 
     fn conclude(&self, target: &TargetId, credential: CredentialId, outcome: Outcome) {
-        let mut rules = self.lock();
-        rules.conclude(target, credential, outcome, Instant::now());
-        self.publish(&rules);
-        drop(rules);
-        self.verdict.notify_waiters();
+        if let Some(writer) = &self.writer {
+            let verdict = Verdict { target: target.clone(), credential, outcome };
+            let _ = writer.send(Message::Verdict(verdict));
+        } else {
+            let mut view = self.shared.view();
+            let now = view.memory.now(&self.shared.clock);
+            view.memory.rules.conclude(target, credential, Instance::default(), outcome, now);
+            drop(view);
+            self.shared.publish();
+            self.shared.verdict.notify_waiters();
+        }
         self.count(
             target,
             match outcome {
@@ -162,14 +357,14 @@ impl Guard {
             TargetKind::Host => "ssh",
             TargetKind::Vcenter => "soap",
         };
-        self.stats.add(&LOGINS, Attributes::new([("outcome", outcome), ("protocol", protocol)]), 1.0);
+        let attributes = Attributes::new([("outcome", outcome), ("protocol", protocol)]);
+        self.shared.stats.add(&LOGINS, attributes, 1.0);
     }
+}
 
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    fn publish(&self, rules: &Rules) {
-        let (credentials, targets) = rules.closed();
-        self.stats.set(&CLOSED, Attributes::new([("kind", "credential")]), credentials as f64);
-        self.stats.set(&CLOSED, Attributes::new([("kind", "target")]), targets as f64);
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -219,5 +414,7 @@ impl Drop for Permit<'_> {
     }
 }
 
+#[cfg(test)]
+mod durable_tests;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,6 @@ pub use secret::Secret;
 use crate::file_stamp::FileStamp;
 use crate::inventory::{Host, Vcenter};
 use crate::outcome::{Failure, FailureReason};
-use hmac::Mac;
 use master_password::MasterKey;
 use russh::keys::PrivateKey;
 use std::collections::HashMap;
@@ -38,6 +37,8 @@ pub struct LockoutConfig {
     pub max_wait: Duration,
     /// Attempts in all with a credential that never succeeded.
     pub unproven_tries: u32,
+    /// Keep in memory alone what was tried.
+    pub volatile: bool,
 }
 
 /// A user and how it proves itself.
@@ -95,8 +96,7 @@ const SECRET_FILE_LIMIT: u64 = 64 * 1024;
 /// Gives every target its login. Secrets that stand in files are read again when the file changes.
 pub struct Accounts {
     config: AccountsConfig,
-    /// Of this process only: see [`guard::CredentialId`].
-    credential_key: [u8; 32],
+    credentials: Arc<guard::CredentialKey>,
     files: Mutex<HashMap<PathBuf, KnownFile>>,
     /// One at a time: whoever comes while a key is derived waits for it instead of deriving it again.
     master_key: tokio::sync::Mutex<Option<KnownMasterKey>>,
@@ -116,14 +116,15 @@ struct KnownMasterKey {
 }
 
 impl Accounts {
-    /// The accounts of the configuration. Nothing is read before the first login.
+    /// The accounts of the configuration. Nothing is read before the first login. The credentials' ids are
+    /// of this process only.
     pub fn new(config: AccountsConfig) -> Self {
-        Self {
-            config,
-            credential_key: rand::random(),
-            files: Mutex::default(),
-            master_key: tokio::sync::Mutex::default(),
-        }
+        Self::with_credentials(config, Arc::new(guard::CredentialKey::of_process()))
+    }
+
+    /// The same, with ids that a guard knows: [`guard::Guard::credentials`].
+    pub fn with_credentials(config: AccountsConfig, credentials: Arc<guard::CredentialKey>) -> Self {
+        Self { config, credentials, files: Mutex::default(), master_key: tokio::sync::Mutex::default() }
     }
 
     /// The login for a host.
@@ -155,7 +156,7 @@ impl Accounts {
             }
             Proof::Key(path) => LoginSecret::Key(self.read_key(path).await?),
         };
-        let credential = self.credential(user, &secret);
+        let credential = self.credentials.id(user, &secret);
         Ok(Login { user: Arc::clone(user), secret, credential })
     }
 
@@ -214,27 +215,6 @@ impl Accounts {
         let password = derived.key.vcenter_password(name);
         *known = Some(derived);
         Ok(password)
-    }
-
-    fn credential(&self, user: &str, secret: &LoginSecret) -> guard::CredentialId {
-        let mut mac = master_password::keyed(&self.credential_key);
-        // The length keeps user "a" with secret "bc" apart from user "ab" with secret "c".
-        mac.update(&user.len().to_be_bytes());
-        mac.update(user.as_bytes());
-        match secret {
-            LoginSecret::Password(password) => {
-                mac.update(b"password");
-                mac.update(password.expose().as_bytes());
-            }
-            LoginSecret::Key(key) => {
-                mac.update(b"key");
-                mac.update(key.fingerprint(russh::keys::HashAlg::Sha256).as_bytes());
-            }
-        }
-        let digest = <[u8; 32]>::from(mac.finalize().into_bytes());
-        let mut id = [0; 16];
-        id.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
-        guard::CredentialId(id)
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<PathBuf, KnownFile>> {

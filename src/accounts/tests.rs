@@ -84,8 +84,8 @@ async fn a_password_file_that_is_not_there_is_named() {
 async fn user_and_secret_both_make_the_credential() {
     let login = async |user: &str, secret: &str| {
         let both = account(user, Proof::Password(value(secret)));
-        let accounts = Accounts { credential_key: [7; 32], ..Accounts::new(AccountsConfig::default()) };
-        let accounts = Accounts { config: AccountsConfig { esxi: both, vcenter: None }, ..accounts };
+        let config = AccountsConfig { esxi: both, vcenter: None };
+        let accounts = Accounts::with_credentials(config, Arc::new(guard::CredentialKey::of([7; 32])));
         accounts.for_host(&host()).await.unwrap().credential
     };
     assert_eq!(login("root", "secret").await, login("root", "secret").await);

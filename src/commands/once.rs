@@ -53,6 +53,7 @@ pub async fn once(
         }
     }
     rounds.poller.close().await;
+    rounds.guard.flush().await;
     let (hosts, vcenters) = rounds.asked();
     let report = Report::of(&rounds.inventory(), &rounds.readings, hosts, vcenters);
     let page = match args.format {

@@ -298,7 +298,14 @@ fn lockout(root: &mut Section<'_>) -> LockoutConfig {
     if wait.value < USUAL_LOCK {
         section.context.note("lockout.wait is shorter than the 900 s for which hosts lock an account");
     }
-    LockoutConfig { wait: wait.value, max_wait: max_wait.value, unproven_tries }
+    let volatile = section.setting("volatile", boolean).or(false);
+    if volatile.value {
+        section.context.note(format!(
+            "{}: a restart forgets rejected logins: a crash loop with a wrong password can lock the account",
+            volatile.key
+        ));
+    }
+    LockoutConfig { wait: wait.value, max_wait: max_wait.value, unproven_tries, volatile: volatile.value }
 }
 
 fn vcenter(root: &mut Section<'_>) -> VcenterConfig {

@@ -4,7 +4,7 @@ import signal
 import sys
 import traceback
 
-from interop import by_hand, peers, story
+from interop import by_hand, lockout, peers, story
 from interop.table import Table
 
 
@@ -21,14 +21,20 @@ def main():
     for number in STOP:
         signal.signal(number, stop)
     setup, table = peers.Setup(), Table()
+    only = sys.argv[sys.argv.index("--only") + 1:][:1] if "--only" in sys.argv else None
+    if only not in (None, ["lockout"]):
+        sys.exit("suite: --only wants the name of a section: lockout")
     ok = False
     try:
         setup.start()
-        peers.look(setup, table)
+        if not only:
+            peers.look(setup, table)
         if "--peers-only" in sys.argv:
             by_hand.stay(setup)
         else:
-            story.tell(setup, table, os.environ["AGENT_BIN"])
+            if not only:
+                story.tell(setup, table, os.environ["AGENT_BIN"])
+            lockout.tell(setup, table, os.environ["AGENT_BIN"])
     except Exception as failure:
         table.check("the suite itself comes to its end", "yes", f"{type(failure).__name__}: {failure}", ok=False)
         traceback.print_exc()

@@ -52,6 +52,7 @@ impl Agent {
             wait: Duration::from_secs(1000),
             max_wait: Duration::from_secs(86_400),
             unproven_tries: 3,
+            volatile: true,
         };
         let guard = Arc::new(Guard::new(lockout, stats.clone()));
         let host_keys = Arc::new(HostKeys::load(&config).unwrap());

@@ -96,6 +96,7 @@ impl Setup {
             wait: Duration::from_secs(1000),
             max_wait: Duration::from_secs(86_400),
             unproven_tries: 3,
+            volatile: true,
         };
         Access {
             accounts: Arc::new(Accounts::new(AccountsConfig { esxi: None, vcenter: Some(account) })),

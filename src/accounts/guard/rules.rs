@@ -12,12 +12,14 @@
 //!   are there more than two failed tries per `wait` and target.
 
 use super::CredentialId;
+use super::clock::Moment;
 use crate::accounts::LockoutConfig;
 use crate::target::TargetId;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// So many of the last logins are looked at...
 const RECENT: usize = 20;
@@ -43,6 +45,8 @@ pub enum Why {
     Closed(Option<TargetId>),
     /// The verdict on other tries did not come in time.
     VerdictPending,
+    /// What was tried before can't be read or written down.
+    Memory(Arc<str>),
 }
 
 impl fmt::Display for Why {
@@ -66,6 +70,7 @@ impl fmt::Display for Why {
                 "{TOO_MANY} of the last {RECENT} logins of this account were rejected, it is only probed at {probe}"
             ),
             Why::VerdictPending => f.write_str("other logins with this password are still under way"),
+            Why::Memory(why) => f.write_str(why),
         }
     }
 }
@@ -78,11 +83,12 @@ pub(super) enum Decision {
     /// Not before others' verdict.
     Pending,
     /// No, at least until then.
-    Refused(Why, Option<Instant>),
+    Refused(Why, Option<Moment>),
 }
 
 /// How a try ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Outcome {
     Accepted,
     Rejected,
@@ -90,72 +96,112 @@ pub(super) enum Outcome {
     LostAfterSecret,
 }
 
+/// Who tries: one process, from its start to its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Instance(pub(super) u64);
+
+/// A try that has no verdict yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Try {
+    pub(super) by: Instance,
+    pub(super) credential: CredentialId,
+    /// It probes a closed credential.
+    pub(super) probe: bool,
+}
+
+/// What is opened by hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Everything.
+    All,
+    /// The host or vCenter at this address.
+    Host(String),
+    /// A credential, everywhere.
+    Credential(CredentialId),
+}
+
 /// What is remembered of all logins.
 #[derive(Debug)]
 pub(super) struct Rules {
     config: LockoutConfig,
-    credentials: HashMap<CredentialId, Credential>,
-    targets: HashMap<TargetId, Target>,
+    pub(super) credentials: HashMap<CredentialId, Credential>,
+    pub(super) targets: HashMap<TargetId, Target>,
+    pub(super) under_way: HashMap<TargetId, Try>,
     /// Number of targets whose last login failed.
     failed_targets: usize,
 }
 
-#[derive(Debug, Default)]
-struct Credential {
-    proven: bool,
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Credential {
+    pub(super) proven: bool,
+    /// Number of its tries under way.
+    #[serde(skip)]
     in_flight: usize,
     /// While unproven: rejections in all.
-    rejected: usize,
+    pub(super) rejected: usize,
     /// While unproven: when tries got lost after the secret was sent.
-    lost: VecDeque<Instant>,
+    lost: VecDeque<Moment>,
     /// Since it is proven: the last verdicts, `true` = rejected.
-    recent: VecDeque<bool>,
-    last_success: Option<TargetId>,
+    pub(super) recent: VecDeque<bool>,
+    #[serde(with = "super::entry::target_or_none")]
+    pub(super) last_success: Option<TargetId>,
     /// `Some`: closed, and not probed before then.
-    closed: Option<Instant>,
+    pub(super) closed: Option<Moment>,
 }
 
-#[derive(Debug, Default)]
-struct Target {
-    /// `Some`: a try is under way; `true` = it probes a closed credential.
-    in_flight: Option<bool>,
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Target {
     /// When tries failed, as far back as `wait`.
-    failed: VecDeque<Instant>,
+    failed: VecDeque<Moment>,
     last_failed: bool,
-    contents: HashMap<CredentialId, Content>,
+    pub(super) contents: HashMap<CredentialId, Content>,
 }
 
 /// What is known of a credential on a target.
-#[derive(Debug)]
-struct Content {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Content {
     rejections: u32,
     failures: u32,
-    not_before: Instant,
+    not_before: Moment,
 }
 
 impl Rules {
     pub(super) fn new(config: LockoutConfig) -> Self {
-        Self { config, credentials: HashMap::new(), targets: HashMap::new(), failed_targets: 0 }
+        Self {
+            config,
+            credentials: HashMap::new(),
+            targets: HashMap::new(),
+            under_way: HashMap::new(),
+            failed_targets: 0,
+        }
     }
 
     /// Number of closed credentials, and of targets whose last login failed.
     pub(super) fn closed(&self) -> (usize, usize) {
-        let tries = self.unproven_tries();
-        let closed = |c: &&Credential| c.closed.is_some() || (!c.proven && c.rejected >= tries);
-        (self.credentials.values().filter(closed).count(), self.failed_targets)
+        let closed = self.credentials.values().filter(|credential| self.is_closed(credential));
+        (closed.count(), self.failed_targets)
     }
 
-    fn unproven_tries(&self) -> usize {
+    /// Whether it gets no tries any more, but for a probe.
+    pub(super) fn is_closed(&self, credential: &Credential) -> bool {
+        credential.closed.is_some() || (!credential.proven && credential.rejected >= self.unproven_tries())
+    }
+
+    pub(super) fn unproven_tries(&self) -> usize {
         self.config.unproven_tries.max(1) as usize
     }
 
     /// Whether a login may be tried now.
-    pub(super) fn ask(&self, target: &TargetId, credential: CredentialId, now: Instant) -> Decision {
-        if let Some(known) = self.targets.get(target) {
-            match self.ask_target(known, credential, now) {
-                Decision::Granted => {}
-                other => return other,
-            }
+    pub(super) fn ask(&self, target: &TargetId, credential: CredentialId, now: Moment) -> Decision {
+        if let Some(known) = self.targets.get(target)
+            && let Some((why, until)) = self.target_waits(known, credential, now)
+        {
+            return Decision::Refused(why, until);
+        }
+        if self.under_way.contains_key(target) {
+            return Decision::Pending;
         }
         match self.credentials.get(&credential) {
             Some(known) if known.proven => self.ask_proven(known, target, now),
@@ -164,24 +210,27 @@ impl Rules {
         }
     }
 
-    fn ask_target(&self, target: &Target, credential: CredentialId, now: Instant) -> Decision {
+    /// Why a target is not tried with that credential now, and until when.
+    pub(super) fn target_waits(
+        &self,
+        target: &Target,
+        credential: CredentialId,
+        now: Moment,
+    ) -> Option<(Why, Option<Moment>)> {
         if let Some(content) = target.contents.get(&credential) {
             if content.rejections >= SHUT {
-                return Decision::Refused(Why::TargetShut, None);
+                return Some((Why::TargetShut, None));
             }
             if now < content.not_before {
-                return Decision::Refused(Why::TargetWaits, Some(content.not_before));
+                return Some((Why::TargetWaits, Some(content.not_before)));
             }
         }
         let mut recent =
             target.failed.iter().rev().map(|at| *at + self.config.wait).filter(|until| now < *until);
-        if let Some(until) = recent.nth(TRIES - 1) {
-            return Decision::Refused(Why::TargetWaits, Some(until));
-        }
-        if target.in_flight.is_some() { Decision::Pending } else { Decision::Granted }
+        recent.nth(TRIES - 1).map(|until| (Why::TargetWaits, Some(until)))
     }
 
-    fn ask_proven(&self, credential: &Credential, target: &TargetId, now: Instant) -> Decision {
+    fn ask_proven(&self, credential: &Credential, target: &TargetId, now: Moment) -> Decision {
         match credential.closed {
             Some(probe) if credential.last_success.as_ref() != Some(target) || now < probe => {
                 Decision::Refused(Why::Closed(credential.last_success.clone()), Some(probe.max(now)))
@@ -190,7 +239,7 @@ impl Rules {
         }
     }
 
-    fn ask_unproven(&self, credential: &Credential, now: Instant) -> Decision {
+    fn ask_unproven(&self, credential: &Credential, now: Moment) -> Decision {
         let tries = self.unproven_tries();
         let lost: Vec<_> =
             credential.lost.iter().map(|at| *at + self.config.wait).filter(|u| now < *u).collect();
@@ -206,25 +255,59 @@ impl Rules {
     }
 
     /// Asks, and if granted counts the try as under way until [`Rules::conclude`].
-    pub(super) fn grant(&mut self, target: &TargetId, credential: CredentialId, now: Instant) -> Decision {
+    pub(super) fn grant(
+        &mut self,
+        target: &TargetId,
+        credential: CredentialId,
+        by: Instance,
+        now: Moment,
+    ) -> Decision {
         let decision = self.ask(target, credential, now);
         if decision == Decision::Granted {
-            let known = self.credentials.entry(credential).or_default();
-            known.in_flight += 1;
-            let probe = known.closed.is_some();
-            self.targets.entry(target.clone()).or_default().in_flight = Some(probe);
+            let probe = self.credentials.get(&credential).is_some_and(|known| known.closed.is_some());
+            self.begin(target, Try { by, credential, probe });
         }
         decision
     }
 
-    /// Takes the verdict on a try that was granted.
-    pub(super) fn conclude(&mut self, target: &TargetId, id: CredentialId, outcome: Outcome, now: Instant) {
+    /// A try that was granted, here or by another process.
+    pub(super) fn begin(&mut self, target: &TargetId, a_try: Try) {
+        self.credentials.entry(a_try.credential).or_default().in_flight += 1;
+        if let Some(before) = self.under_way.insert(target.clone(), a_try) {
+            self.landed(before.credential);
+        }
+    }
+
+    fn landed(&mut self, credential: CredentialId) {
+        if let Some(known) = self.credentials.get_mut(&credential) {
+            known.in_flight = known.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Takes the verdict on a try. Of a try that is not known to be under way (any more) only a rejection
+    /// counts.
+    pub(super) fn conclude(
+        &mut self,
+        target: &TargetId,
+        id: CredentialId,
+        by: Instance,
+        outcome: Outcome,
+        now: Moment,
+    ) {
+        let ended = self.under_way.get(target).filter(|known| known.by == by && known.credential == id);
+        let probe = match ended.copied() {
+            Some(ended) => {
+                self.under_way.remove(target);
+                self.landed(id);
+                ended.probe
+            }
+            None if outcome == Outcome::Rejected => false,
+            None => return,
+        };
         let wait = self.config.wait;
         let at = self.targets.entry(target.clone()).or_default();
-        let probe = at.in_flight.take().unwrap_or_default();
         let before = at.last_failed;
         let credential = self.credentials.entry(id).or_default();
-        credential.in_flight = credential.in_flight.saturating_sub(1);
         match outcome {
             Outcome::LostBeforeSecret => {}
             Outcome::Accepted => {
@@ -257,6 +340,51 @@ impl Rules {
             self.targets.remove(target);
         }
     }
+
+    /// Opens by hand. Tries that are under way stay so.
+    pub(super) fn release(&mut self, what: &Scope) {
+        match what {
+            Scope::All => {
+                self.targets.clear();
+                self.credentials.clear();
+                for a_try in self.under_way.values() {
+                    self.credentials.entry(a_try.credential).or_default().in_flight += 1;
+                }
+            }
+            Scope::Host(address) => self.targets.retain(|target, _| *target.address != **address),
+            Scope::Credential(id) => {
+                if let Some(known) = self.credentials.get_mut(id) {
+                    known.rejected = 0;
+                    known.lost.clear();
+                    known.recent.clear();
+                    known.closed = None;
+                }
+                // What failed there lately still counts: never more than two tries per wait.
+                for target in self.targets.values_mut() {
+                    target.contents.remove(id);
+                }
+            }
+        }
+        self.recount();
+    }
+
+    /// Takes back what a compacted journal kept.
+    pub(super) fn restore_credential(&mut self, id: CredentialId, state: Credential) {
+        let in_flight = self.credentials.get(&id).map_or(0, |known| known.in_flight);
+        self.credentials.insert(id, Credential { in_flight, ..state });
+    }
+
+    /// Takes back what a compacted journal kept.
+    pub(super) fn restore_target(&mut self, target: TargetId, state: Target) {
+        self.failed_targets += usize::from(state.last_failed);
+        if let Some(before) = self.targets.insert(target, state) {
+            self.failed_targets = self.failed_targets.saturating_sub(before.last_failed.into());
+        }
+    }
+
+    fn recount(&mut self) {
+        self.failed_targets = self.targets.values().filter(|target| target.last_failed).count();
+    }
 }
 
 impl Credential {
@@ -270,7 +398,7 @@ impl Credential {
         self.note(false);
     }
 
-    fn rejected(&mut self, probe_at: Instant) {
+    fn rejected(&mut self, probe_at: Moment) {
         if !self.proven {
             self.rejected += 1;
             return;

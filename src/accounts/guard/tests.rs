@@ -1,13 +1,13 @@
-use super::rules::{Decision, Outcome, Rules};
+use super::rules::Rules;
 use super::*;
 use proptest::prelude::*;
 use std::collections::{HashMap, HashSet};
 use tokio::time::advance;
 
-const WAIT: Duration = Duration::from_secs(1000);
+pub(super) const WAIT: Duration = Duration::from_secs(1000);
 
-fn config() -> LockoutConfig {
-    LockoutConfig { wait: WAIT, max_wait: Duration::from_secs(86_400), unproven_tries: 3 }
+pub(super) fn config() -> LockoutConfig {
+    LockoutConfig { wait: WAIT, max_wait: Duration::from_secs(86_400), unproven_tries: 3, volatile: false }
 }
 
 fn guard() -> (Guard, Arc<Stats>) {
@@ -15,12 +15,12 @@ fn guard() -> (Guard, Arc<Stats>) {
     (Guard::new(config(), stats.clone()), stats)
 }
 
-fn host(number: usize) -> TargetId {
+pub(super) fn host(number: usize) -> TargetId {
     TargetId::host(format!("esx{number}"))
 }
 
-const RIGHT: CredentialId = CredentialId([1; 16]);
-const NEW: CredentialId = CredentialId([2; 16]);
+pub(super) const RIGHT: CredentialId = CredentialId([1; 16]);
+pub(super) const NEW: CredentialId = CredentialId([2; 16]);
 
 async fn log_in(guard: &Guard, target: &TargetId, credential: CredentialId) {
     guard.permit(target, credential).await.unwrap().accepted();
@@ -193,13 +193,13 @@ async fn a_refusal_is_one_line_that_says_why_and_until_when() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Begin(usize, u8),
     End(usize, Outcome),
     Pass(u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let outcome = prop_oneof![
         2 => Just(Outcome::Accepted), 4 => Just(Outcome::Rejected),
         1 => Just(Outcome::LostBeforeSecret), 2 => Just(Outcome::LostAfterSecret)
@@ -213,22 +213,25 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// What a lockout could count, kept apart from the rules: every grant and verdict.
 #[derive(Default)]
-struct Ledger {
-    in_flight: Vec<(TargetId, CredentialId, Instant)>,
+pub(super) struct Ledger {
+    pub(super) in_flight: Vec<(TargetId, CredentialId, Moment)>,
     proven: HashSet<CredentialId>,
     rejections: HashMap<CredentialId, usize>,
+    lost: HashMap<CredentialId, Vec<Moment>>,
     /// Since the last success: rejections of a credential at a target.
     at_target: HashMap<(TargetId, CredentialId), usize>,
     /// When tries failed, and with what, since the target's last success.
-    failed: HashMap<TargetId, Vec<(Instant, CredentialId)>>,
+    failed: HashMap<TargetId, Vec<(Moment, CredentialId)>>,
 }
 
 impl Ledger {
-    fn check_grant(&self, target: &TargetId, credential: CredentialId, now: Instant) {
+    pub(super) fn check_grant(&self, target: &TargetId, credential: CredentialId, now: Moment) {
         let under_way = self.in_flight.iter().filter(|(_, c, _)| *c == credential).count();
         if !self.proven.contains(&credential) {
             let rejections = self.rejections.get(&credential).copied().unwrap_or_default();
-            assert!(rejections + under_way < 3, "an unproven credential gets three tries");
+            let lost = self.lost.get(&credential).map_or(&[][..], Vec::as_slice);
+            let lost = lost.iter().filter(|at| now < **at + WAIT).count();
+            assert!(rejections + under_way + lost < 3, "an unproven credential gets three tries");
         }
         assert!(
             self.at_target.get(&(target.clone(), credential)).is_none_or(|n| *n < 2),
@@ -241,7 +244,7 @@ impl Ledger {
         assert!(self.in_flight.iter().all(|(at, _, _)| at != target), "one at a time");
     }
 
-    fn end(&mut self, which: usize, outcome: Outcome, now: Instant) -> (TargetId, CredentialId) {
+    pub(super) fn end(&mut self, which: usize, outcome: Outcome, now: Moment) -> (TargetId, CredentialId) {
         let (target, credential, _) = self.in_flight.remove(which);
         match outcome {
             Outcome::LostBeforeSecret => {}
@@ -252,7 +255,9 @@ impl Ledger {
             }
             Outcome::Rejected | Outcome::LostAfterSecret => {
                 self.failed.entry(target.clone()).or_default().push((now, credential));
-                if outcome == Outcome::Rejected {
+                if outcome == Outcome::LostAfterSecret {
+                    self.lost.entry(credential).or_default().push(now);
+                } else {
                     *self.rejections.entry(credential).or_default() += 1;
                     *self.at_target.entry((target.clone(), credential)).or_default() += 1;
                 }
@@ -268,12 +273,12 @@ proptest! {
     fn no_sequence_of_outcomes_breaks_a_bound(steps in proptest::collection::vec(step(), 1..200)) {
         let mut rules = Rules::new(config());
         let mut ledger = Ledger::default();
-        let mut now = Instant::now();
+        let mut now = Moment(1_800_000_000_000);
         for step in steps {
             match step {
                 Step::Begin(number, credential) => {
                     let (target, credential) = (host(number), CredentialId([credential; 16]));
-                    if rules.grant(&target, credential, now) == Decision::Granted {
+                    if rules.grant(&target, credential, Instance(1), now) == Decision::Granted {
                         ledger.check_grant(&target, credential, now);
                         ledger.in_flight.push((target, credential, now));
                     }
@@ -281,10 +286,10 @@ proptest! {
                 Step::End(which, outcome) if !ledger.in_flight.is_empty() => {
                     let which = which % ledger.in_flight.len();
                     let (target, credential) = ledger.end(which, outcome, now);
-                    rules.conclude(&target, credential, outcome, now);
+                    rules.conclude(&target, credential, Instance(1), outcome, now);
                 }
                 Step::End(..) => {}
-                Step::Pass(seconds) => now += Duration::from_secs(seconds),
+                Step::Pass(seconds) => now = now + Duration::from_secs(seconds),
             }
         }
         let failing = ledger.failed.values().filter(|failed| !failed.is_empty()).count();

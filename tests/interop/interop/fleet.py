@@ -6,7 +6,7 @@ import threading
 
 from .processes import free_port, is_free
 from .received import series
-from .ssh_hosts import SshHost
+from .ssh_hosts import LOCKING_PAM_SERVICE, SshHost
 from .vcenters import Vcenter
 
 REGION = "cc.eu-de-1.cloud.sap"
@@ -26,6 +26,8 @@ class Fleet:
             SshHost("node006-bb092", b, ip(16), key_only=True),
             SshHost("node007-bb092", b, ip(17), listening=False),
         ]
+        # In no inventory but that of the lockout's section.
+        self.locking = SshHost("node008-bb093", b, ip(18), pam_service=LOCKING_PAM_SERVICE)
         by_name = {host.name: host for host in self.hosts}
         self.healthy, self.stopped, self.slow, self.key_only, self.dead = (
             by_name[name] for name in ("node001-bb091", "node002-bb091", "node005-bb092", "node006-bb092", "node007-bb092"))
@@ -43,11 +45,11 @@ class Fleet:
                     hosts=status(("node005-bb092", "node006-bb092"), ("green", "red")),
                     standalone=status(("node007-bb092",), ("yellow",))),
         ]
-        self.ssh_port = free_port([h.ip for h in self.hosts] + [ip(250)])
+        self.ssh_port = free_port([h.ip for h in [*self.hosts, self.locking]] + [ip(250)])
         self.out_of_band = Untouchable(ip(250), self.ssh_port)
 
     def names(self):
-        return {**{h.address: h.ip for h in self.hosts}, **{v.name: v.ip for v in self.vcenters}}
+        return {**{h.address: h.ip for h in [*self.hosts, self.locking]}, **{v.name: v.ip for v in self.vcenters}}
 
     def vcenter_of(self, site):
         return next(v for v in self.vcenters if v.site == site)

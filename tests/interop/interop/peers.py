@@ -22,31 +22,32 @@ class Setup:
 
     def start(self):
         self.fleet = Fleet()
-        roots = private_system.set_up(self.fleet.names(), PASSWORD, ssh_hosts.PAM_SERVICE)
+        roots = private_system.set_up(self.fleet.names(), PASSWORD, ssh_hosts.PAM_SERVICE,
+                                      ssh_hosts.LOCKING_PAM_SERVICE)
         self.ca = vcenters.make_certificates([vc.name for vc in self.fleet.vcenters])
         self.user_key, public = ssh_hosts.make_user_key()
         self.telemetry = Telemetry(self.processes)
         self.telemetry.start()
         vcenters.start(self.processes, self.fleet.vcenters, VCENTER_USER, PASSWORD)
-        ssh_hosts.start(self.processes, self.fleet.hosts, roots, self.fleet.ssh_port, public)
+        ssh_hosts.start(self.processes, [*self.fleet.hosts, self.fleet.locking], roots, self.fleet.ssh_port, public)
         self.file = CollectorFile()
         self.prometheus = Prometheus(self.telemetry.url("prometheus"))
         self.jaeger = Jaeger(self.telemetry.url("jaeger_query"))
 
 
-def ssh(setup, host, command):
+def ssh(setup, host, command, account=private_system.ACCOUNT, password=PASSWORD):
     """OpenSSH's own client, by password (asked for by keyboard-interactive) or by key."""
     ask = RUN / "askpass"
     ask.write_text("#!/bin/sh\nprintf '%s\\n' \"$INTEROP_PASSWORD\"\n")
     ask.chmod(0o700)
-    by = ["-o", "PreferredAuthentications=keyboard-interactive"]
+    by = ["-o", "PreferredAuthentications=keyboard-interactive", "-o", "NumberOfPasswordPrompts=1"]
     if host.key_only:
         by = ["-i", setup.user_key, "-o", "IdentitiesOnly=yes", "-o", "PreferredAuthentications=publickey"]
     done = subprocess.run(
         ["ssh", "-F", "none", "-p", str(setup.fleet.ssh_port), "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
          "-o", f"UserKnownHostsFile={RUN}/known_hosts_of_ssh", "-o", "ConnectTimeout=10", *by,
-         f"{private_system.ACCOUNT}@{host.address}", command],
-        env={**os.environ, "INTEROP_PASSWORD": PASSWORD, "SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force"},
+         f"{account}@{host.address}", command],
+        env={**os.environ, "INTEROP_PASSWORD": password, "SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force"},
         stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     return done.stdout.decode(errors="replace").strip() or done.stderr.decode(errors="replace").strip()
 

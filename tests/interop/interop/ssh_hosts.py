@@ -9,6 +9,7 @@ from . import private_system
 from .processes import CACHE, LOGS, RUN
 
 PAM_SERVICE = "interop-sshd"        # sshd takes the name of its PAM service from the name it is started by
+LOCKING_PAM_SERVICE = "interop-faillock"      # locks an account as ESXi does
 SERVICES = ("hostd", "nsx-opsagent", "nsx-proxy", "nsxa", "ntpd", "vpxa", "vvold")
 NOT_INSTALLED = ("nsxa",)
 APPLETS = ("sh ash [ awk basename cat chmod cp cut date dirname echo egrep env expr false fgrep find grep head hostname id "
@@ -73,6 +74,7 @@ class SshHost:
     noise: dict = field(default_factory=dict)     # service → a line before the status line
     key_only: bool = False
     listening: bool = True
+    pam_service: str = PAM_SERVICE
     root: Path = None
 
     @property
@@ -149,8 +151,8 @@ def keygen(kind, path, *more):
 
 
 def start(processes, hosts, roots, port, authorized_key):
-    sshd = RUN / PAM_SERVICE
-    sshd.symlink_to(CACHE / "debian/usr/sbin/sshd")
+    for service in {host.pam_service for host in hosts}:
+        (RUN / service).symlink_to(CACHE / "debian/usr/sbin/sshd")
     started = []
     for host in hosts:
         host.build_root(roots / host.name, authorized_key)
@@ -161,6 +163,6 @@ def start(processes, hosts, roots, port, authorized_key):
         (home / "sshd_config").write_text(SSHD_CONFIG.format(
             address=host.ip, port=port, home=home, root=host.root, keyboard="no" if host.key_only else "yes"))
         if host.listening:
-            started.append((host, processes.start(f"sshd-{host.name}", [sshd, "-D", "-e", "-f", home / "sshd_config"])))
+            started.append((host, processes.start(f"sshd-{host.name}", [RUN / host.pam_service, "-D", "-e", "-f", home / "sshd_config"])))
     for host, process in started:
         processes.started(process, [(host.ip, port)])
