@@ -92,7 +92,7 @@ impl Rounds {
         let hosts = if host_collectors.is_empty() {
             None
         } else {
-            let host_keys = Arc::new(HostKeys::load(&config.ssh)?);
+            let host_keys = Arc::new(HostKeys::load(&config.ssh, Arc::clone(&stats))?);
             let connector =
                 Connector::new(config.ssh.clone(), host_keys, Arc::clone(&guard), Arc::clone(&stats));
             let visitor = Visitor::new(connector, Arc::clone(&accounts), Arc::clone(&stats), past_spans);

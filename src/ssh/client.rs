@@ -1,8 +1,9 @@
 //! What russh tells while a session lives, and what its errors mean.
 
-use super::host_keys::HostKeys;
+use super::host_keys::{HostKeys, Standing};
 use crate::outcome::{Failure, FailureReason, chain};
 use russh::client::{DisconnectReason, Handler, Session};
+use russh::keys::HashAlg;
 use russh::keys::PublicKeyOrCertificate;
 use russh::{Disconnect, Names};
 use std::io;
@@ -21,6 +22,8 @@ pub(super) struct Client {
 pub(super) struct Told {
     /// The algorithms that were agreed on first.
     pub(super) agreed: OnceLock<Agreed>,
+    /// Why the host key is trusted, and its fingerprint.
+    pub(super) host_key: OnceLock<(Standing, String)>,
     /// How the session ended.
     pub(super) ended: OnceLock<Ended>,
 }
@@ -63,7 +66,14 @@ impl Handler for Client {
     type Error = Error;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Error> {
-        self.host_keys.verify(&self.host, self.port, key.public_key()).await.map_err(Error::Refused)?;
+        let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
+            let message = format!("{} answers with a host certificate, which is not supported", self.host);
+            return Err(Error::Refused(Failure::new(FailureReason::HostKeyUnknown, message)));
+        };
+        let standing = self.host_keys.verify(&self.host, self.port, key.clone()).await;
+        let standing = standing.map_err(Error::Refused)?;
+        // Later calls are re-exchanges.
+        let _ = self.told.host_key.set((standing, key.fingerprint(HashAlg::Sha256).to_string()));
         Ok(true)
     }
 

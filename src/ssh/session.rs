@@ -29,7 +29,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// How long a channel's or session's polite end may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-static SESSIONS: MetricDef = MetricDef {
+pub(super) static SESSIONS: MetricDef = MetricDef {
     name: "esxi.agent.ssh.sessions",
     kind: Kind::Gauge,
     unit: Unit::None,
@@ -37,9 +37,6 @@ static SESSIONS: MetricDef = MetricDef {
     help: "Open SSH sessions.",
     attributes: &[],
 };
-
-/// This room's metrics.
-pub static METRICS: &[&MetricDef] = &[&SESSIONS];
 
 /// Opens sessions.
 pub struct Connector {

@@ -52,7 +52,7 @@ impl Agent {
             unproven_tries: 3,
         };
         let guard = Arc::new(Guard::new(lockout, stats.clone()));
-        let host_keys = Arc::new(HostKeys::load(&config).unwrap());
+        let host_keys = Arc::new(HostKeys::load(&config, stats.clone()).unwrap());
         Self { connector: Connector::new(config, host_keys, guard, stats.clone()), stats, folder }
     }
 
