@@ -48,6 +48,15 @@ pub enum StartError {
     HostKeys(#[from] Failure),
 }
 
+/// As whom to log in, whether a login may be tried, and at which addresses.
+pub fn access(config: &Config, stats: &Arc<Stats>) -> Access {
+    Access {
+        accounts: Arc::new(Accounts::new(config.accounts.clone())),
+        guard: Arc::new(Guard::new(config.lockout.clone(), Arc::clone(stats))),
+        allow: Arc::new(config.inventory.allow.clone()),
+    }
+}
+
 /// Everything that asks, without the ways out.
 pub struct Rounds {
     /// Visits and polls.
@@ -80,8 +89,7 @@ impl Rounds {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let inventory = InventoryWatch::start(&config.inventory, Arc::clone(&stats), stop).await?;
-        let accounts = Arc::new(Accounts::new(config.accounts.clone()));
-        let guard = Arc::new(Guard::new(config.lockout.clone(), Arc::clone(&stats)));
+        let Access { accounts, guard, allow } = access(config, &stats);
         let (first, first_result) = watch::channel(false);
 
         let pace = config.critical_service.as_ref().map_or(
@@ -95,6 +103,7 @@ impl Rounds {
             let host_keys = Arc::new(HostKeys::load(&config.ssh, Arc::clone(&stats))?);
             let connector =
                 Connector::new(config.ssh.clone(), host_keys, Arc::clone(&guard), Arc::clone(&stats));
+            let connector = connector.allowing(Arc::clone(&allow));
             let visitor = Visitor::new(connector, Arc::clone(&accounts), Arc::clone(&stats), past_spans);
             let (readings, stats) = (Arc::clone(&readings), Arc::clone(&stats));
             Some(Arc::new(HostVisits::new(visitor, host_collectors, readings, stats, first.clone())))
@@ -102,7 +111,7 @@ impl Rounds {
 
         let vcenter_collectors = collectors::vcenter_collectors(config);
         let vcenters = config.overall_state.as_ref().map(|overall| {
-            let (settings, access) = (config.vcenter.clone(), Access { accounts, guard });
+            let (settings, access) = (config.vcenter.clone(), Access { accounts, guard, allow });
             let (collectors, counted) = (vcenter_collectors, Arc::clone(&stats));
             let make = Box::new(move |vcenter| {
                 let (collectors, stats) = (collectors.clone(), Arc::clone(&counted));

@@ -27,4 +27,5 @@ pub mod metric;
 pub mod outcome;
 pub mod span;
 pub mod stats;
+pub mod steps;
 pub mod target;

@@ -1,4 +1,7 @@
-//! `check`: configuration and inventory, without visiting anybody.
+//! `check`: configuration and inventory, without visiting anybody; with `--connect` one login everywhere.
+
+mod connect;
+mod connections;
 
 use super::VerbError;
 use crate::agent::StartError;
@@ -33,15 +36,23 @@ struct Target<'a> {
     site: &'a str,
 }
 
-/// Says where each setting came from and who would be visited. Exit code 0 when the agent would start.
+/// Says where each setting came from and who would be visited. Exit code 0 when the agent would start; with
+/// `--connect` instead what logging in everywhere once came to, and exit code 1 when anything failed.
 ///
 /// # Errors
-/// When the inventory can't be read or the output can't be written.
-pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbError> {
-    let stop = CancellationToken::new();
-    let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), stop.clone()).await;
+/// When the inventory or the host keys can't be read, `--host` names nobody, or the output can't be written.
+pub async fn check(
+    loaded: &Loaded,
+    args: &CheckArgs,
+    stop: CancellationToken,
+) -> Result<ExitCode, VerbError> {
+    let read = CancellationToken::new();
+    let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), read.clone()).await;
     let inventory = watch.map_err(StartError::from)?.subscribe().borrow().clone();
-    stop.cancel();
+    read.cancel();
+    if args.connect {
+        return connected(loaded, &inventory, args, stop).await;
+    }
     let text = match args.format {
         CheckFormat::Text => as_text(loaded, &inventory),
         CheckFormat::Json => {
@@ -53,6 +64,23 @@ pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbEr
     };
     std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn connected(
+    loaded: &Loaded,
+    inventory: &Inventory,
+    args: &CheckArgs,
+    stop: CancellationToken,
+) -> Result<ExitCode, VerbError> {
+    let found = connect::connect(&loaded.config, inventory, &args.host, &stop).await?;
+    let text = match args.format {
+        CheckFormat::Text => found.to_text(&loaded.config.ssh),
+        CheckFormat::Json => {
+            serde_json::to_string_pretty(&found).map_err(|error| VerbError::Output(error.into()))? + "\n"
+        }
+    };
+    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    Ok(if found.failed() == 0 && !stop.is_cancelled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {

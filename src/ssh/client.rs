@@ -2,6 +2,7 @@
 
 use super::host_keys::{HostKeys, Standing};
 use crate::outcome::{Failure, FailureReason, chain};
+use crate::steps::Steps;
 use russh::client::{DisconnectReason, Handler, Session};
 use russh::keys::HashAlg;
 use russh::keys::PublicKeyOrCertificate;
@@ -20,6 +21,8 @@ pub(super) struct Client {
 /// What the handler leaves for those who hold the session.
 #[derive(Debug, Default)]
 pub(super) struct Told {
+    /// For whoever wants to know each step.
+    pub(super) steps: Steps,
     /// The algorithms that were agreed on first.
     pub(super) agreed: OnceLock<Agreed>,
     /// Why the host key is trusted, and its fingerprint.
@@ -34,6 +37,7 @@ pub(super) struct Agreed {
     pub(super) kex: String,
     pub(super) host_key: String,
     pub(super) cipher: String,
+    pub(super) mac: String,
 }
 
 /// How a session ended.
@@ -87,6 +91,7 @@ impl Handler for Client {
             kex: names.kex.as_ref().to_owned(),
             host_key: names.key.to_string(),
             cipher: names.cipher.as_ref().to_owned(),
+            mac: names.client_mac.as_ref().to_owned(),
         };
         // Later calls are re-exchanges.
         let _ = self.told.agreed.set(agreed);

@@ -49,6 +49,17 @@ pub enum Standing {
     Unverified,
 }
 
+impl Standing {
+    /// For reports.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::New => "new",
+            Self::Unverified => "unverified",
+        }
+    }
+}
+
 /// The keys that hosts are known by. Cheap to share; its calls read files and block for a moment.
 #[derive(Debug)]
 pub struct HostKeys {
