@@ -38,14 +38,14 @@ fn listed(path: &Path, known: &KnownKeys, format: CheckFormat) -> Result<String,
     }
     let mut text = String::new();
     if !known.keys.is_empty() {
-        let mut table = super::report::table();
+        let mut table = super::report::dense_table();
         table.set_header(["host", "algorithm", "fingerprint", "line"]);
         for key in &known.keys {
             table.add_row([&shown(key), &key.algorithm, &key.fingerprint, &key.line.to_string()]);
         }
         let _ = writeln!(text, "{table}");
     }
-    let _ = writeln!(text, "{} host keys in {}", known.keys.len(), path.display());
+    let _ = writeln!(text, "{} in {}", super::count(known.keys.len(), "host key"), path.display());
     if !known.broken_lines.is_empty() {
         let lines: Vec<_> = known.broken_lines.iter().map(usize::to_string).collect();
         let _ = writeln!(text, "passed over as no valid entries: line {}", lines.join(", "));
@@ -81,8 +81,7 @@ mod tests {
     use crate::cli::{Cli, Verb};
     use clap::Parser as _;
 
-    const KEY: &str =
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN9tl1oMOmiEf3BiNyQeS0q5WhyAd8MpTa2JMvhfNRFo";
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN9tl1oMOmiEf3BiNyQeS0q5WhyAd8MpTa2JMvhfNRFo";
 
     fn run(path: &Path, line: &[&str]) -> ExitCode {
         let line = ["esxi-otel-agent", "host-keys"].iter().chain(line);
@@ -111,8 +110,10 @@ mod tests {
             algorithm: "ssh-ed25519".to_owned(),
             fingerprint: "SHA256:x".to_owned(),
         };
-        let known =
-            KnownKeys { keys: vec![key("|1|a|b", None), key("*", Some("@revoked"))], broken_lines: vec![3, 9] };
+        let known = KnownKeys {
+            keys: vec![key("|1|a|b", None), key("*", Some("@revoked"))],
+            broken_lines: vec![3, 9],
+        };
         let text = listed(Path::new("/k"), &known, CheckFormat::Text).unwrap();
         assert!(text.contains("(hashed)") && !text.contains("|1|"), "{text}");
         assert!(text.contains("@revoked *"), "{text}");

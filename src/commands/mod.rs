@@ -36,6 +36,11 @@ pub enum VerbError {
     Simulate(#[from] simulate::SimulateError),
 }
 
+/// `1 host`, `2 hosts`.
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// On a terminal only: a pipe gets the result alone.
 fn progress_bar(total: usize, message: String) -> ProgressBar {
     let target = if std::io::stderr().is_terminal() {

@@ -29,7 +29,8 @@ pub async fn once(
     let inventory = rounds.inventory();
     let total = rounds.targets();
     for round in 1..=args.rounds {
-        let message = if args.rounds == 1 { "asking".to_owned() } else { format!("round {round}/{}", args.rounds) };
+        let message =
+            if args.rounds == 1 { "asking".to_owned() } else { format!("round {round}/{}", args.rounds) };
         let progress = super::progress_bar(total, message);
         let (started, cpu) = (Instant::now(), cpu_time());
         let asked = rounds.poller.round(&inventory, &rounds.pace, |_| progress.inc(1));

@@ -4,7 +4,7 @@ use crate::inventory::Inventory;
 use crate::metric::Sample;
 use crate::outcome::Failure;
 use crate::readings::{Readings, TargetStatus};
-use comfy_table::{Table, presets};
+use comfy_table::{LineStyle, Table, TableStyle, presets};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -171,17 +171,24 @@ impl OutcomeRow {
     }
 }
 
-/// A table in the style of all verbs.
-pub(super) fn table() -> Table {
+/// The same without lines between the rows, for those that are many and short.
+pub(super) fn dense_table() -> Table {
+    let line = |fill| LineStyle::none().fill(fill).junction(fill);
+    let mut table = Table::new();
+    table.load_style(
+        TableStyle::new().top_border(line('─')).header_separator(line('═')).bottom_border(line('─')),
+    );
+    table
+}
+
+fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table
 }
 
 /// What each service answered: `running`, `stopped`, or why that is not known.
-pub(super) fn services<'a>(
-    samples: impl Iterator<Item = &'a Sample> + Clone,
-) -> BTreeMap<String, String> {
+pub(super) fn services<'a>(samples: impl Iterator<Item = &'a Sample> + Clone) -> BTreeMap<String, String> {
     let mut services = BTreeMap::new();
     for sample in samples.clone().filter(|sample| sample.def.name == "esxi.critical_service.status") {
         let state = if sample.value == 1.0 { "running" } else { "stopped" };

@@ -48,8 +48,9 @@ async fn addresses(
     deadline: Instant,
     allow: &Allow,
 ) -> Result<Vec<SocketAddr>, Failure> {
-    let outside =
-        |what: &str| Failure::new(FailureReason::AddressNotAllowed, format!("{what} is not in inventory.allow"));
+    let outside = |what: &str| {
+        Failure::new(FailureReason::AddressNotAllowed, format!("{what} is not in inventory.allow"))
+    };
     if !allow.may_hold(host) {
         return Err(outside(host));
     }

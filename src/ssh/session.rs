@@ -126,7 +126,8 @@ impl Connector {
             "network.protocol.name" = "ssh", "network.transport" = "tcp"
         );
         let (stream, peer) = traced(&span, async {
-            let stream = dial::dial((name, port), self.config.connect_timeout, &self.allow, &self.steps).await?;
+            let stream =
+                dial::dial((name, port), self.config.connect_timeout, &self.allow, &self.steps).await?;
             let peer = stream.peer_addr().map_err(|error| {
                 Failure::new(FailureReason::ConnectionLost, format!("connection to {name}: {error}"))
             })?;

@@ -198,7 +198,8 @@ impl VimClient {
         let id = self.vcenter.id();
         self.access.guard.check(&id, login.credential).map_err(Failure::from)?;
         let (method, request) = (Method::RetrieveServiceContent, soap::retrieve_service_content());
-        let service = self.steps.timed("connect", self.ask(method, request, None, soap::read_service_content));
+        let service =
+            self.steps.timed("connect", self.ask(method, request, None, soap::read_service_content));
         let service = service.await?;
         self.steps.fact("api_version", &*service.api_version);
         self.steps.fact("api_type", &*service.api_type);

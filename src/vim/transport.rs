@@ -13,7 +13,7 @@ use bytes::Bytes;
 use reqwest::StatusCode;
 use reqwest::cookie::{CookieStore, Jar};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
-use reqwest::tls::TlsInfo;
+use reqwest::tls::{TlsInfo, Version};
 use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
 use std::path::Path;
@@ -269,7 +269,12 @@ impl Transport {
 
     fn tell_tls(&self, tls: &TlsInfo) {
         if let Some(version) = tls.version() {
-            self.steps.fact("tls", format!("{version:?}"));
+            let name = match version {
+                Version::TLS_1_2 => "TLS 1.2",
+                Version::TLS_1_3 => "TLS 1.3",
+                _ => "older than TLS 1.2",
+            };
+            self.steps.fact("tls", name);
         }
         if let Some(certificate) = tls.peer_certificate() {
             let hash: Vec<_> = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02X}")).collect();

@@ -69,10 +69,7 @@ pub(super) async fn connect(
 
 /// Those that are named, or all.
 #[expect(clippy::type_complexity, reason = "two lists of two kinds")]
-fn targets(
-    inventory: &Inventory,
-    only: &[String],
-) -> Result<(Vec<Arc<Host>>, Vec<Arc<Vcenter>>), VerbError> {
+fn targets(inventory: &Inventory, only: &[String]) -> Result<(Vec<Arc<Host>>, Vec<Arc<Vcenter>>), VerbError> {
     let is = |name: &String, address: &str, host: &str| {
         name.eq_ignore_ascii_case(address) || name.eq_ignore_ascii_case(host)
     };

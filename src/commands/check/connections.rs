@@ -1,6 +1,7 @@
 //! What `check --connect` found, as a table or as JSON.
 
-use crate::commands::report::{OutcomeRow, table};
+use crate::commands::count;
+use crate::commands::report::{OutcomeRow, dense_table};
 use crate::config::SshConfig;
 use crate::outcome::Failure;
 use crate::steps::Taken;
@@ -95,13 +96,22 @@ impl Connection {
         if self.succeeded("login") { self.fact("method") } else { "" }
     }
 
-    /// `5 running, 1 stopped`.
+    /// `5 of 7 running`; `once` tells each of them.
     fn services_in_short(&self) -> String {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for state in self.services.values() {
-            *counts.entry(state).or_default() += 1;
+        let running = self.services.values().filter(|state| *state == "running").count();
+        if self.services.is_empty() {
+            String::new()
+        } else {
+            format!("{running} of {} running", self.services.len())
         }
-        counts.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// `4 × 100`: how many pages, and objects on the first one.
+    fn pages(&self) -> String {
+        match (self.fact("pages"), self.fact("page_size")) {
+            ("", _) => String::new(),
+            (pages, size) => format!("{pages} × {size}"),
+        }
     }
 
     /// The times of these steps in milliseconds, as far as it came.
@@ -115,7 +125,8 @@ impl Connection {
         let mut text = format!("{}{}\n", self.address, site(&self.site));
         for step in &self.steps {
             let end = step.reason.map_or_else(|| self.learned(step.name), str::to_owned);
-            let line = format!("  {:13} {:>6} ms  {end}", step.name.replace('_', " "), milliseconds(step.seconds));
+            let line =
+                format!("  {:13} {:>6} ms  {end}", step.name.replace('_', " "), milliseconds(step.seconds));
             let _ = writeln!(text, "{}", line.trim_end());
         }
         for (service, state) in &self.services {
@@ -131,7 +142,8 @@ impl Connection {
             "key_exchange" => {
                 let standing = self.fact("host_key");
                 let (key, print) = (self.fact("host_key_algorithm"), self.fact("host_key_fingerprint"));
-                let algorithms = [self.fact("key_exchange"), self.fact("cipher"), self.fact("mac")].join(", ");
+                let algorithms =
+                    [self.fact("key_exchange"), self.fact("cipher"), self.fact("mac")].join(", ");
                 let indent = " ".repeat(27);
                 return format!("{algorithms}\n{indent}host key {standing}: {key}\n{indent}{print}");
             }
@@ -143,8 +155,7 @@ impl Connection {
                 return format!("{}, certificate {verified}, {api}", self.fact("tls"));
             }
             "read" => {
-                let (hosts, pages) = (self.fact("hosts"), self.fact("pages"));
-                return format!("{hosts} hosts, {pages} pages of up to {}", self.fact("page_size"));
+                return format!("{} hosts, pages of objects: {}", self.fact("hosts"), self.pages());
             }
             _ => &[],
         };
@@ -170,6 +181,7 @@ impl Connections {
                 let _ = writeln!(text, "{}", connection.in_detail());
             }
         } else {
+            // Failures by the same words as in metrics; what they mean is told below.
             for table in [self.host_table(), self.vcenter_table()].into_iter().flatten() {
                 let _ = writeln!(text, "{table}");
             }
@@ -178,7 +190,8 @@ impl Connections {
         let new = self.hosts.iter().filter(|host| host.fact("host_key") == "new").count();
         if new > 0 {
             let path = ssh.known_hosts.display();
-            let _ = writeln!(text, "{new} host keys are new: the agent would record them in {path}");
+            let (new, are) = (count(new, "host key"), if new == 1 { "is" } else { "are" });
+            let _ = writeln!(text, "{new} {are} new: the agent would accept and record them in {path}");
         }
         for vcenter in &self.vcenters {
             for warning in doubts(vcenter) {
@@ -188,8 +201,8 @@ impl Connections {
         for message in self.all().filter_map(|connection| connection.outcome.message.as_ref()) {
             let _ = writeln!(text, "{message}");
         }
-        let (hosts, vcenters, failed) = (self.hosts.len(), self.vcenters.len(), self.failed());
-        let _ = writeln!(text, "{hosts} hosts and {vcenters} vCenters connected to, {failed} failed");
+        let (hosts, vcenters) = (count(self.hosts.len(), "host"), count(self.vcenters.len(), "vCenter"));
+        let _ = writeln!(text, "{hosts} and {vcenters} checked, {} failed", self.failed());
         text
     }
 
@@ -198,7 +211,7 @@ impl Connections {
         let names = self.hosts.iter().any(|host| !host.ip().is_empty());
         let mut table = wide_table();
         let mut head = vec!["host", "address", "host key", "login", "services", "result"];
-        head.extend(["name", "tcp", "kex", "login", "ask ms"]);
+        head.extend(["ms: name", "tcp", "kex", "login", "ask"]);
         table.set_header(head);
         for host in &self.hosts {
             let services = host.services_in_short();
@@ -216,12 +229,14 @@ impl Connections {
     fn vcenter_table(&self) -> Option<Table> {
         const STEPS: [&str; 4] = ["connect", "login", "read", "logout"];
         let mut table = wide_table();
-        let mut head = vec!["vCenter", "TLS", "API", "hosts", "page size", "result"];
-        head.extend(["connect", "login", "read", "logout ms"]);
+        let mut head = vec!["vCenter", "TLS", "API", "hosts", "pages", "result"];
+        head.extend(["ms: connect", "login", "read", "logout"]);
         table.set_header(head);
         for vcenter in &self.vcenters {
-            let facts = ["tls", "api_version", "hosts", "page_size"].map(|name| vcenter.fact(name));
-            let cells = [&*vcenter.address].into_iter().chain(facts).chain([vcenter.outcome.word()]);
+            let pages = vcenter.pages();
+            let facts = ["tls", "api_version", "hosts"].map(|name| vcenter.fact(name));
+            let cells = [&*vcenter.address].into_iter().chain(facts);
+            let cells = cells.chain([pages.as_str(), vcenter.outcome.word()]);
             table.add_row(cells.map(str::to_owned).chain(vcenter.times(&STEPS)));
         }
         to_the_right(&mut table, STEPS.len());
@@ -230,8 +245,9 @@ impl Connections {
 
     /// Algorithms and methods, each with the number of hosts.
     fn in_common(&self) -> String {
-        let algorithms =
-            |host: &Connection| ["key_exchange", "cipher", "host_key_algorithm"].map(|n| host.fact(n)).join(", ");
+        let algorithms = |host: &Connection| {
+            ["key_exchange", "cipher", "host_key_algorithm"].map(|n| host.fact(n)).join(", ")
+        };
         let methods = |host: &Connection| host.fact("methods").to_owned();
         let mut text = counted("algorithms", self.hosts.iter().map(algorithms));
         text.push_str(&counted("methods offered", self.hosts.iter().map(methods)));
@@ -242,7 +258,8 @@ impl Connections {
 /// What is no failure, but seldom meant.
 fn doubts(vcenter: &Connection) -> impl Iterator<Item = &'static str> {
     let none = vcenter.fact("hosts") == "0";
-    let none = none.then_some("the account sees no host: it needs the role Read-only at the root, propagated");
+    let none =
+        none.then_some("the account sees no host: it needs the role Read-only at the root, propagated");
     let hidden = !matches!(vcenter.fact("hosts_not_readable"), "" | "0");
     none.into_iter().chain(hidden.then_some("the account may not read all properties of some hosts"))
 }
@@ -252,12 +269,12 @@ fn counted(what: &str, values: impl Iterator<Item = String>) -> String {
     for value in values.filter(|value| value.chars().any(char::is_alphanumeric)) {
         *counts.entry(value).or_default() += 1;
     }
-    counts.iter().map(|(value, count)| format!("{what}: {value} ({count} hosts)\n")).collect()
+    counts.iter().map(|(value, number)| format!("{what}: {value} ({})\n", count(*number, "host"))).collect()
 }
 
 /// Fits the terminal, or 120 columns.
 fn wide_table() -> Table {
-    let mut table = table();
+    let mut table = dense_table();
     table.set_content_arrangement(ContentArrangement::Dynamic);
     if !std::io::stdout().is_terminal() {
         table.set_width(WIDTH);
