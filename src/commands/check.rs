@@ -7,7 +7,7 @@ use super::VerbError;
 use crate::agent::StartError;
 use crate::cli::{CheckArgs, CheckFormat};
 use crate::config::Loaded;
-use crate::inventory::{Inventory, InventoryWatch};
+use crate::inventory::{Endpoint, Inventory, InventoryWatch};
 use crate::stats::Stats;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -34,6 +34,8 @@ struct Setting<'a> {
 struct Target<'a> {
     address: &'a str,
     site: &'a str,
+    /// By `inventory.allow`, as far as its address alone can tell.
+    allowed: bool,
 }
 
 /// Says where each setting came from and who would be visited. Exit code 0 when the agent would start; with
@@ -89,8 +91,13 @@ fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
         value: &origin.value,
         origin: origin.origin.to_string(),
     });
-    let hosts = inventory.hosts.iter().map(|host| Target { address: &host.address, site: &host.site });
-    let vcenters = inventory.vcenters.iter().map(|vc| Target { address: &vc.address, site: &vc.site });
+    let allow = &loaded.config.inventory.allow;
+    let target = |address: &'a str, site: &'a str, endpoint: &Endpoint| {
+        let allowed = allow.may_hold(&endpoint.host);
+        Target { address, site, allowed }
+    };
+    let hosts = inventory.hosts.iter().map(|host| target(&host.address, &host.site, &host.endpoint));
+    let vcenters = inventory.vcenters.iter().map(|vc| target(&vc.address, &vc.site, &vc.endpoint));
     Checked {
         settings: settings.collect(),
         notes: &loaded.notes,
@@ -112,8 +119,13 @@ fn as_text(loaded: &Loaded, inventory: &Inventory) -> String {
     }
     for (what, targets) in [("hosts", &checked.hosts), ("vCenters", &checked.vcenters)] {
         let _ = writeln!(text, "{what}: {}", targets.len());
+        let refused = targets.iter().filter(|target| !target.allowed).count();
+        if refused > 0 {
+            let _ = writeln!(text, "  {refused} of them not in inventory.allow: they get no connection");
+        }
         for target in targets.iter().take(LISTED) {
-            let _ = writeln!(text, "  {}  {}", target.address, target.site);
+            let refused = if target.allowed { "" } else { "  (not in inventory.allow)" };
+            let _ = writeln!(text, "  {}  {}{refused}", target.address, target.site);
         }
         if targets.len() > LISTED {
             let _ = writeln!(text, "  … and {} more (--format json lists all)", targets.len() - LISTED);

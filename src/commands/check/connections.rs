@@ -96,14 +96,10 @@ impl Connection {
         if self.succeeded("login") { self.fact("method") } else { "" }
     }
 
-    /// `5 of 7 running`; `once` tells each of them.
-    fn services_in_short(&self) -> String {
+    /// `5 of 7` services; `once` tells each of them.
+    fn running(&self) -> String {
         let running = self.services.values().filter(|state| *state == "running").count();
-        if self.services.is_empty() {
-            String::new()
-        } else {
-            format!("{running} of {} running", self.services.len())
-        }
+        if self.services.is_empty() { String::new() } else { format!("{running} of {}", self.services.len()) }
     }
 
     /// `4 × 100`: how many pages, and objects on the first one.
@@ -114,10 +110,10 @@ impl Connection {
         }
     }
 
-    /// The times of these steps in milliseconds, as far as it came.
+    /// The times of these steps in milliseconds; a dash for those that it did not come to.
     fn times(&self, steps: &[&str]) -> Vec<String> {
         let took = |name| self.steps.iter().rfind(|row| row.name == name).map(|row| row.seconds);
-        steps.iter().map(|name| took(*name).map(milliseconds).unwrap_or_default()).collect()
+        steps.iter().map(|name| took(*name).map_or_else(|| "–".to_owned(), milliseconds)).collect()
     }
 
     /// Step by step, for a few.
@@ -198,6 +194,9 @@ impl Connections {
                 let _ = writeln!(text, "{}: {warning}", vcenter.address);
             }
         }
+        if self.failed() > 0 {
+            text.push('\n');
+        }
         for message in self.all().filter_map(|connection| connection.outcome.message.as_ref()) {
             let _ = writeln!(text, "{message}");
         }
@@ -209,37 +208,34 @@ impl Connections {
     fn host_table(&self) -> Option<Table> {
         const STEPS: [&str; 5] = ["name", "tcp", "key_exchange", "login", "command"];
         let names = self.hosts.iter().any(|host| !host.ip().is_empty());
-        let mut table = wide_table();
-        let mut head = vec!["host", "address", "host key", "login", "services", "result"];
-        head.extend(["ms: name", "tcp", "kex", "login", "ask"]);
-        table.set_header(head);
+        let mut table = dense_table();
+        let times = "ms: name, tcp, kex, login, ask";
+        table.set_header(["host", "address", "host key", "running", "result", times]);
         for host in &self.hosts {
-            let services = host.services_in_short();
-            let cells = [&host.address, host.ip(), host.fact("host_key"), host.login(), &services];
-            let cells = cells.into_iter().chain([host.outcome.word()]).map(str::to_owned);
-            table.add_row(cells.chain(host.times(&STEPS)));
+            let (running, times) = (host.running(), host.times(&STEPS).join(" "));
+            let cells = [&host.address, host.ip(), host.fact("host_key"), &running, host.outcome.word()];
+            table.add_row(cells.into_iter().chain([times.as_str()]).map(str::to_owned));
         }
-        to_the_right(&mut table, STEPS.len());
         if let Some(column) = table.column_mut(1).filter(|_| !names) {
             column.set_constraint(comfy_table::ColumnConstraint::Hidden);
         }
+        fit(&mut table);
         (!self.hosts.is_empty()).then_some(table)
     }
 
     fn vcenter_table(&self) -> Option<Table> {
         const STEPS: [&str; 4] = ["connect", "login", "read", "logout"];
-        let mut table = wide_table();
-        let mut head = vec!["vCenter", "TLS", "API", "hosts", "pages", "result"];
-        head.extend(["ms: connect", "login", "read", "logout"]);
-        table.set_header(head);
+        let mut table = dense_table();
+        let times = "ms: connect, login, read, logout";
+        table.set_header(["vCenter", "TLS", "API", "hosts", "pages", "result", times]);
         for vcenter in &self.vcenters {
-            let pages = vcenter.pages();
+            let (pages, times) = (vcenter.pages(), vcenter.times(&STEPS).join(" "));
             let facts = ["tls", "api_version", "hosts"].map(|name| vcenter.fact(name));
             let cells = [&*vcenter.address].into_iter().chain(facts);
-            let cells = cells.chain([pages.as_str(), vcenter.outcome.word()]);
-            table.add_row(cells.map(str::to_owned).chain(vcenter.times(&STEPS)));
+            let cells = cells.chain([pages.as_str(), vcenter.outcome.word(), times.as_str()]);
+            table.add_row(cells.map(str::to_owned));
         }
-        to_the_right(&mut table, STEPS.len());
+        fit(&mut table);
         (!self.vcenters.is_empty()).then_some(table)
     }
 
@@ -248,9 +244,11 @@ impl Connections {
         let algorithms = |host: &Connection| {
             ["key_exchange", "cipher", "host_key_algorithm"].map(|n| host.fact(n)).join(", ")
         };
-        let methods = |host: &Connection| host.fact("methods").to_owned();
+        let offered = |host: &Connection| host.fact("methods").to_owned();
+        let used = |host: &Connection| host.login().to_owned();
         let mut text = counted("algorithms", self.hosts.iter().map(algorithms));
-        text.push_str(&counted("methods offered", self.hosts.iter().map(methods)));
+        text.push_str(&counted("offered", self.hosts.iter().map(offered)));
+        text.push_str(&counted("logged in by", self.hosts.iter().map(used)));
         text
     }
 }
@@ -272,23 +270,14 @@ fn counted(what: &str, values: impl Iterator<Item = String>) -> String {
     counts.iter().map(|(value, number)| format!("{what}: {value} ({})\n", count(*number, "host"))).collect()
 }
 
-/// Fits the terminal, or 120 columns.
-fn wide_table() -> Table {
-    let mut table = dense_table();
+/// Fits the table into the terminal, or into 120 columns.
+fn fit(table: &mut Table) {
     table.set_content_arrangement(ContentArrangement::Dynamic);
     if !std::io::stdout().is_terminal() {
         table.set_width(WIDTH);
     }
-    table
-}
-
-/// The last `count` columns hold numbers.
-fn to_the_right(table: &mut Table, count: usize) {
-    let columns = table.column_count();
-    for column in columns.saturating_sub(count)..columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(comfy_table::CellAlignment::Right);
-        }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
     }
 }
 
