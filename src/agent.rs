@@ -49,6 +49,16 @@ pub enum StartError {
     HostKeys(#[from] Failure),
 }
 
+/// As whom to log in, whether a login may be tried, and at which addresses.
+pub async fn access(config: &Config, stats: &Arc<Stats>) -> Access {
+    let guard = Guard::open(config.lockout.clone(), &config.state_dir, Arc::clone(stats)).await;
+    Access {
+        accounts: Arc::new(Accounts::with_credentials(config.accounts.clone(), guard.credentials())),
+        guard: Arc::new(guard),
+        allow: Arc::new(config.inventory.allow.clone()),
+    }
+}
+
 /// Everything that asks, without the ways out.
 pub struct Rounds {
     /// Visits and polls.
@@ -84,9 +94,7 @@ impl Rounds {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let inventory = InventoryWatch::start(&config.inventory, Arc::clone(&stats), stop).await?;
-        let guard = Guard::open(config.lockout.clone(), &config.state_dir, Arc::clone(&stats)).await;
-        let guard = Arc::new(guard);
-        let accounts = Arc::new(Accounts::with_credentials(config.accounts.clone(), guard.credentials()));
+        let Access { accounts, guard, allow } = access(config, &stats).await;
         let (first, first_result) = watch::channel(false);
 
         let pace = config.critical_service.as_ref().map_or(
@@ -97,9 +105,10 @@ impl Rounds {
         let hosts = if host_collectors.is_empty() {
             None
         } else {
-            let host_keys = Arc::new(HostKeys::load(&config.ssh)?);
+            let host_keys = Arc::new(HostKeys::load(&config.ssh, Arc::clone(&stats))?);
             let connector =
                 Connector::new(config.ssh.clone(), host_keys, Arc::clone(&guard), Arc::clone(&stats));
+            let connector = connector.allowing(Arc::clone(&allow));
             let visitor = Visitor::new(connector, Arc::clone(&accounts), Arc::clone(&stats), past_spans);
             let (readings, stats) = (Arc::clone(&readings), Arc::clone(&stats));
             Some(Arc::new(HostVisits::new(visitor, host_collectors, readings, stats, first.clone())))
@@ -107,7 +116,7 @@ impl Rounds {
 
         let vcenter_collectors = collectors::vcenter_collectors(config);
         let vcenters = config.overall_state.as_ref().map(|overall| {
-            let access = Access { accounts, guard: Arc::clone(&guard) };
+            let access = Access { accounts, guard: Arc::clone(&guard), allow };
             let settings = config.vcenter.clone();
             let (collectors, counted) = (vcenter_collectors, Arc::clone(&stats));
             let make = Box::new(move |vcenter| {

@@ -2,6 +2,7 @@
 
 use crate::commands::simulate::SimulateArgs;
 use crate::config::Sources;
+use crate::inventory::Endpoint;
 use crate::telemetry::Verbosity;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -60,10 +61,12 @@ pub enum Verb {
     Run,
     /// One round over everything, printed; exit code 1 when anything failed
     Once(OnceArgs),
-    /// Check configuration and inventory; visits nobody
+    /// Check configuration and inventory; with --connect log in everywhere once and report
     Check(CheckArgs),
     /// What the guard against locked accounts remembers, and opening by hand
     Guard(GuardArgs),
+    /// List or forget SSH host keys
+    HostKeys(HostKeysArgs),
     /// Everything simulated in one process: needs no file, no account, no network
     Demo(DemoArgs),
     /// Only the simulated fleet, for trying one's own pipeline
@@ -112,6 +115,40 @@ pub struct CheckArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: CheckFormat,
+    /// Log in to every host and vCenter once, and report each step; exit code 1 when anything failed
+    #[arg(long)]
+    pub connect: bool,
+    /// Only this host or vCenter, as the inventory writes it; may be given again
+    #[arg(long, value_name = "HOST", requires = "connect")]
+    pub host: Vec<String>,
+}
+
+/// Flags of `host-keys`.
+#[derive(Debug, Clone, Args)]
+pub struct HostKeysArgs {
+    /// The known_hosts file; without it the one of the configuration
+    #[arg(long, global = true, value_name = "FILE")]
+    pub known_hosts: Option<PathBuf>,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: HostKeysVerb,
+}
+
+/// What to do with host keys.
+#[derive(Debug, Clone, Subcommand)]
+pub enum HostKeysVerb {
+    /// List the known keys
+    List {
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: CheckFormat,
+    },
+    /// Forget the keys of a host, so that the next one is new; exit code 1 when none was known
+    Forget {
+        /// Name or address; without a port that of the configuration (ssh.port)
+        #[arg(value_name = "HOST[:PORT]")]
+        host: Endpoint,
+    },
 }
 
 /// What `guard` does.

@@ -34,7 +34,13 @@ impl FileStamp {
 
     /// Whether the content is surely the one that was read when `self` was taken.
     pub fn is_still(&self, now: &Metadata) -> bool {
-        self.settled && *self == Self { settled: true, ..Self::of(now) }
+        self.settled && self.resembles(now)
+    }
+
+    /// Whether the meta-data are the same. Misses a change of equal length right after the content was
+    /// read: for whoever looks again by [`Self::is_still`] where that matters.
+    pub fn resembles(&self, now: &Metadata) -> bool {
+        *self == Self { settled: self.settled, ..Self::of(now) }
     }
 }
 

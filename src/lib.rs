@@ -28,4 +28,5 @@ pub mod open_files;
 pub mod outcome;
 pub mod span;
 pub mod stats;
+pub mod steps;
 pub mod target;

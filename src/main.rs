@@ -13,6 +13,8 @@ use tracing::instrument::WithSubscriber;
 
 /// The configuration, the inventory or a port is not usable.
 const UNUSABLE: u8 = 2;
+/// Where hosts are unless somebody says otherwise.
+const SSH_PORT: u16 = 22;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -52,12 +54,27 @@ async fn run(cli: Cli) -> ExitCode {
             Err(error) => return unusable(&error),
         },
         Verb::Check(args) => match load() {
-            Ok(loaded) => commands::check::check(&loaded, &args).await,
+            Ok(loaded) => {
+                // What failed stands in the report: it need not be said twice.
+                let console = (verbosity > Verbosity::Quiet).then(|| Console::stderr(verbosity).dispatch());
+                let check = commands::check::check(&loaded, &args, stop);
+                check.with_subscriber(console.unwrap_or_default()).await
+            }
             Err(error) => return unusable(&error),
         },
         Verb::Guard(args) => match load() {
             Ok(Loaded { config, .. }) => commands::guard::guard(&config, &args).await,
             Err(error) => return unusable(&error),
+        },
+        Verb::HostKeys(args) => match &args.known_hosts {
+            // With a file of its own it needs no configuration.
+            Some(file) => commands::host_keys::host_keys(file, SSH_PORT, &args),
+            None => match load() {
+                Ok(Loaded { config, .. }) => {
+                    commands::host_keys::host_keys(&config.ssh.known_hosts, config.ssh.port, &args)
+                }
+                Err(error) => return unusable(&error),
+            },
         },
         Verb::Demo(args) => commands::demo::demo(&args, verbosity, stop).await,
         Verb::Simulate(args) => commands::simulate::simulate(args, stop).await.map_err(VerbError::from),

@@ -4,9 +4,11 @@
 
 mod vim_support;
 
+use esxi_otel_agent::inventory::Allow;
 use esxi_otel_agent::outcome::FailureReason;
 use esxi_otel_agent::simulator::vcenter::{Authority, VcenterFault, VcenterSim, VcenterSpec};
 use esxi_otel_agent::vim::VimClient;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use vim_support::{Setup, counted, hosts_of};
@@ -262,4 +264,34 @@ async fn a_tcp_peer_that_never_says_a_word_is_left_after_the_connect_time_out() 
     let mut setup = Setup::of(&sim).port(listener.local_addr().unwrap().port());
     setup.config.connect_timeout = Duration::from_millis(200);
     assert_eq!(read(&mut setup.client()).await, Err(FailureReason::ConnectTimeout));
+}
+
+#[tokio::test]
+async fn a_vcenter_is_allowed_by_its_name_or_by_where_that_leads() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(1)).await.unwrap();
+    for (rule, host, allowed) in [
+        ("127.0.0.0/8", "127.0.0.1", true),
+        ("127.0.0.0/8", "localhost", true),
+        ("localhost", "localhost", true),
+        ("10.0.0.0/8", "localhost", false),
+        ("10.0.0.0/8", "127.0.0.1", false),
+        (".example.org", "localhost", false),
+    ] {
+        let setup = Setup::of(&sim).unverified().at(host);
+        let mut access = setup.access();
+        access.allow = Arc::new(Allow::only(vec![rule.parse().unwrap()]));
+        let vcenter = Arc::new(setup.vcenter.clone());
+        let calls = sim.calls("RetrieveServiceContent");
+        let result = match VimClient::new(&setup.config, vcenter, access, Arc::clone(&setup.stats)) {
+            Ok(mut client) => {
+                let result = read(&mut client).await.map(drop);
+                client.logout().await;
+                result
+            }
+            Err(failure) => Err(failure.reason),
+        };
+        let expected = if allowed { Ok(()) } else { Err(FailureReason::AddressNotAllowed) };
+        assert_eq!(result, expected, "{host} with {rule}");
+        assert_eq!(sim.calls("RetrieveServiceContent") > calls, allowed);
+    }
 }

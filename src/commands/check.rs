@@ -1,10 +1,13 @@
-//! `check`: configuration and inventory, without visiting anybody.
+//! `check`: configuration and inventory, without visiting anybody; with `--connect` one login everywhere.
+
+mod connect;
+mod connections;
 
 use super::VerbError;
 use crate::agent::StartError;
 use crate::cli::{CheckArgs, CheckFormat};
 use crate::config::Loaded;
-use crate::inventory::{Inventory, InventoryWatch};
+use crate::inventory::{Endpoint, Inventory, InventoryWatch};
 use crate::stats::Stats;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -31,17 +34,27 @@ struct Setting<'a> {
 struct Target<'a> {
     address: &'a str,
     site: &'a str,
+    /// By `inventory.allow`, as far as its address alone can tell.
+    allowed: bool,
 }
 
-/// Says where each setting came from and who would be visited. Exit code 0 when the agent would start.
+/// Says where each setting came from and who would be visited. Exit code 0 when the agent would start; with
+/// `--connect` instead what logging in everywhere once came to, and exit code 1 when anything failed.
 ///
 /// # Errors
-/// When the inventory can't be read or the output can't be written.
-pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbError> {
-    let stop = CancellationToken::new();
-    let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), stop.clone()).await;
+/// When the inventory or the host keys can't be read, `--host` names nobody, or the output can't be written.
+pub async fn check(
+    loaded: &Loaded,
+    args: &CheckArgs,
+    stop: CancellationToken,
+) -> Result<ExitCode, VerbError> {
+    let read = CancellationToken::new();
+    let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), read.clone()).await;
     let inventory = watch.map_err(StartError::from)?.subscribe().borrow().clone();
-    stop.cancel();
+    read.cancel();
+    if args.connect {
+        return connected(loaded, &inventory, args, stop).await;
+    }
     let text = match args.format {
         CheckFormat::Text => as_text(loaded, &inventory),
         CheckFormat::Json => {
@@ -55,14 +68,36 @@ pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbEr
     Ok(ExitCode::SUCCESS)
 }
 
+async fn connected(
+    loaded: &Loaded,
+    inventory: &Inventory,
+    args: &CheckArgs,
+    stop: CancellationToken,
+) -> Result<ExitCode, VerbError> {
+    let found = connect::connect(&loaded.config, inventory, &args.host, &stop).await?;
+    let text = match args.format {
+        CheckFormat::Text => found.to_text(&loaded.config.ssh),
+        CheckFormat::Json => {
+            serde_json::to_string_pretty(&found).map_err(|error| VerbError::Output(error.into()))? + "\n"
+        }
+    };
+    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    Ok(if found.failed() == 0 && !stop.is_cancelled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
     let settings = loaded.origins.iter().map(|origin| Setting {
         key: &origin.key,
         value: &origin.value,
         origin: origin.origin.to_string(),
     });
-    let hosts = inventory.hosts.iter().map(|host| Target { address: &host.address, site: &host.site });
-    let vcenters = inventory.vcenters.iter().map(|vc| Target { address: &vc.address, site: &vc.site });
+    let allow = &loaded.config.inventory.allow;
+    let target = |address: &'a str, site: &'a str, endpoint: &Endpoint| {
+        let allowed = allow.may_hold(&endpoint.host);
+        Target { address, site, allowed }
+    };
+    let hosts = inventory.hosts.iter().map(|host| target(&host.address, &host.site, &host.endpoint));
+    let vcenters = inventory.vcenters.iter().map(|vc| target(&vc.address, &vc.site, &vc.endpoint));
     Checked {
         settings: settings.collect(),
         notes: &loaded.notes,
@@ -84,8 +119,13 @@ fn as_text(loaded: &Loaded, inventory: &Inventory) -> String {
     }
     for (what, targets) in [("hosts", &checked.hosts), ("vCenters", &checked.vcenters)] {
         let _ = writeln!(text, "{what}: {}", targets.len());
+        let refused = targets.iter().filter(|target| !target.allowed).count();
+        if refused > 0 {
+            let _ = writeln!(text, "  {refused} of them not in inventory.allow: they get no connection");
+        }
         for target in targets.iter().take(LISTED) {
-            let _ = writeln!(text, "  {}  {}", target.address, target.site);
+            let refused = if target.allowed { "" } else { "  (not in inventory.allow)" };
+            let _ = writeln!(text, "  {}  {}{refused}", target.address, target.site);
         }
         if targets.len() > LISTED {
             let _ = writeln!(text, "  … and {} more (--format json lists all)", targets.len() - LISTED);

@@ -7,8 +7,7 @@ use crate::cli::{OnceArgs, OnceFormat};
 use crate::config::Config;
 use crate::telemetry::catalog;
 use crate::telemetry::prometheus::{Format, Page};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,7 +32,9 @@ pub async fn once(
         eprintln!("{line}");
     }
     for round in 1..=args.rounds {
-        let progress = progress_bar(total, round, args.rounds);
+        let message =
+            if args.rounds == 1 { "asking".to_owned() } else { format!("round {round}/{}", args.rounds) };
+        let progress = super::progress_bar(total, message);
         let (started, cpu) = (Instant::now(), cpu_time());
         let asked = rounds.poller.round(&inventory, &rounds.pace, |_| progress.inc(1));
         let ended = tokio::select! {
@@ -74,21 +75,6 @@ fn json(report: &Report) -> Result<String, VerbError> {
     let mut text = serde_json::to_string_pretty(report).map_err(|e| VerbError::Output(e.into()))?;
     text.push('\n');
     Ok(text)
-}
-
-/// On a terminal only: a pipe gets the result alone.
-fn progress_bar(total: usize, round: u32, rounds: u32) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    let bar = ProgressBar::with_draw_target(Some(total as u64), target);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {elapsed}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.set_message(if rounds == 1 { "asking".to_owned() } else { format!("round {round}/{rounds}") });
-    bar
 }
 
 /// CPU time of this process so far, user and system.

@@ -2,8 +2,9 @@
 
 use crate::inventory::Inventory;
 use crate::metric::Sample;
+use crate::outcome::Failure;
 use crate::readings::{Readings, TargetStatus};
-use comfy_table::{Table, presets};
+use comfy_table::{LineStyle, Table, TableStyle, presets};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -78,7 +79,7 @@ impl Report {
             hostsystem: host.address.to_string(),
             site: host.site.to_string(),
             outcome: OutcomeRow::of(readings.status(&host.id())),
-            services: services(&readings.of_target(&host.id())),
+            services: services(readings.of_target(&host.id()).iter()),
         };
         let vcenter = |vcenter: &std::sync::Arc<crate::inventory::Vcenter>| VcenterRow {
             vcenter: vcenter.address.to_string(),
@@ -151,22 +152,33 @@ impl Report {
 }
 
 impl OutcomeRow {
+    /// Of something that took `seconds`.
+    pub(super) fn new(failure: Option<&Failure>, seconds: f64) -> Self {
+        let (reason, message) = failure.map(|f| (f.reason.word(), f.message.clone())).unzip();
+        Self { up: failure.is_none(), seconds, reason, message }
+    }
+
     fn of(status: Option<TargetStatus>) -> Self {
         let Some(status) = status else {
             let message = Some("not asked".to_owned());
             return Self { up: false, seconds: 0.0, reason: None, message };
         };
-        Self {
-            up: status.failure.is_none(),
-            seconds: status.duration.as_secs_f64(),
-            reason: status.failure.as_ref().map(|failure| failure.reason.word()),
-            message: status.failure.map(|failure| failure.message),
-        }
+        Self::new(status.failure.as_ref(), status.duration.as_secs_f64())
     }
 
-    fn word(&self) -> &str {
+    pub(super) fn word(&self) -> &str {
         if self.up { "ok" } else { self.reason.unwrap_or("not asked") }
     }
+}
+
+/// The same without lines between the rows, for those that are many and short.
+pub(super) fn dense_table() -> Table {
+    let line = |fill| LineStyle::none().fill(fill).junction(fill);
+    let mut table = Table::new();
+    table.load_style(
+        TableStyle::new().top_border(line('─')).header_separator(line('═')).bottom_border(line('─')),
+    );
+    table
 }
 
 fn table() -> Table {
@@ -175,14 +187,15 @@ fn table() -> Table {
     table
 }
 
-fn services(samples: &[Sample]) -> BTreeMap<String, String> {
+/// What each service answered: `running`, `stopped`, or why that is not known.
+pub(super) fn services<'a>(samples: impl Iterator<Item = &'a Sample> + Clone) -> BTreeMap<String, String> {
     let mut services = BTreeMap::new();
-    for sample in samples.iter().filter(|sample| sample.def.name == "esxi.critical_service.status") {
+    for sample in samples.clone().filter(|sample| sample.def.name == "esxi.critical_service.status") {
         let state = if sample.value == 1.0 { "running" } else { "stopped" };
         services.insert(sample.attributes.get("service").unwrap_or_default().to_owned(), state.to_owned());
     }
     // A problem says more than the status beside it, which may be an older one.
-    for sample in samples.iter().filter(|sample| sample.def.name == "esxi.critical_service.problem") {
+    for sample in samples.filter(|sample| sample.def.name == "esxi.critical_service.problem") {
         let reason = sample.attributes.get("reason").unwrap_or_default().to_owned();
         services.insert(sample.attributes.get("service").unwrap_or_default().to_owned(), reason);
     }

@@ -8,7 +8,7 @@ use super::{
     Config, HostKeyPolicy, InventoryConfig, LockoutConfig, PrometheusConfig, SshConfig, StaticTarget,
     VcenterConfig,
 };
-use crate::inventory::{AddressTemplate, Endpoint};
+use crate::inventory::{AddressTemplate, Allow, AllowRule, Endpoint};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -150,6 +150,7 @@ fn inventory(root: &mut Section<'_>) -> InventoryConfig {
     for (label, values) in section.map("only") {
         only.extend(values.parse(texts).map(|values| (label.to_owned(), values)));
     }
+    let allow = allow(&mut section);
     if atlas.is_none() && vcenters.is_empty() && hosts.is_empty() && context.problem_count() == before {
         context.problem(
             By::Nobody,
@@ -158,7 +159,24 @@ fn inventory(root: &mut Section<'_>) -> InventoryConfig {
              or vCenters and hosts under inventory.vcenters and inventory.hosts",
         );
     }
-    InventoryConfig { atlas: atlas.map(|atlas| atlas.value), host_address, only, vcenters, hosts }
+    InventoryConfig { atlas: atlas.map(|atlas| atlas.value), host_address, only, allow, vcenters, hosts }
+}
+
+/// Absent: everybody.
+fn allow(inventory: &mut Section<'_>) -> Allow {
+    let (by, before) = (inventory.place_of("allow"), inventory.context.problem_count());
+    let elements = inventory.list("allow").unwrap_or_default();
+    if by == By::Nobody || inventory.context.problem_count() > before {
+        return Allow::EVERYBODY;
+    }
+    if elements.is_empty() {
+        let message = "is empty, so nobody may be visited: name networks and names, or leave it out";
+        inventory.context.problem(by.clone(), "inventory.allow", message);
+    }
+    let rules: Vec<AllowRule> = elements.iter().filter_map(|element| element.parse(parsed)).collect();
+    let shown: Vec<String> = rules.iter().map(AllowRule::to_string).collect();
+    inventory.context.record("inventory.allow", shown.join(", "), by);
+    Allow::only(rules)
 }
 
 fn static_targets(inventory: &mut Section<'_>, key: &'static str, labelled: bool) -> Vec<StaticTarget> {

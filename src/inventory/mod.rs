@@ -1,11 +1,13 @@
 //! Inventory: who is there. Sources are added up, duplicates by address merged, and the result is one
 //! `watch` channel of an immutable [`Inventory`].
 
+mod allow;
 mod atlas;
 mod endpoint;
 mod join;
 mod source;
 
+pub use allow::{Allow, AllowError, AllowRule};
 pub use atlas::AddressTemplate;
 pub use endpoint::{Endpoint, EndpointError};
 pub use source::{InventoryError, InventoryWatch, METRICS};
@@ -25,6 +27,8 @@ pub struct InventoryConfig {
     /// Labels and their allowed values. A host of the atlas that has the label with another value, or lacks
     /// it, is left out; a vCenter, which has fewer labels, only if it has it with another value.
     pub only: BTreeMap<String, Vec<String>>,
+    /// Addresses that may be given a password, whatever source they come from.
+    pub allow: Allow,
     /// vCenters that stand in the configuration.
     pub vcenters: Vec<StaticTarget>,
     /// Hosts that stand in the configuration.

@@ -1,7 +1,7 @@
 //! Authentication (RFC 4252, RFC 4256), so that one wrong password is one failure and never two.
 
 use super::client::{Client, Ended, Told, clean};
-use crate::accounts::guard::Guard;
+use crate::accounts::guard::{Guard, Permit};
 use crate::accounts::{Login, LoginSecret, Secret};
 use crate::outcome::{Failure, FailureReason};
 use crate::target::TargetId;
@@ -45,10 +45,15 @@ pub(super) async fn authenticate(
     let too_late = || failed(FailureReason::LoginTimeout, "no answer in time");
 
     // OpenSSH's client begins like this, too: it tells the methods on offer and counts as no failure.
-    let offered = timeout_at(deadline, offered(handle, told, &login.user)).await.map_err(|_| too_late())?;
-    let Some(offered) = offered.map_err(|why| failed(FailureReason::ConnectionLost, &why))? else {
+    let asking = async {
+        let offered = timeout_at(deadline, offered(handle, told, &login.user)).await;
+        offered.map_err(|_| too_late())?.map_err(|why| failed(FailureReason::ConnectionLost, &why))
+    };
+    let Some(offered) = told.steps.timed("methods", asking).await? else {
+        told.steps.fact("methods", "none");
         return Ok(());
     };
+    told.steps.fact("methods", list(&offered));
     let Some(method) = choose(&offered, &login.secret, None) else {
         return Err(failed(FailureReason::AuthFailed, &format!("the host accepts only {}", list(&offered))));
     };
@@ -56,12 +61,27 @@ pub(super) async fn authenticate(
 
     let asked = Instant::now();
     let permit = match login.secret {
-        LoginSecret::Password(_) => Some(guard.permit(target, login.credential).await?),
+        LoginSecret::Password(_) => {
+            Some(told.steps.timed("guard", guard.permit(target, login.credential)).await?)
+        }
         LoginSecret::Key(_) => None,
     };
     deadline += asked.elapsed();
 
-    let verdict = timeout_at(deadline, present_all(handle, told, login, method)).await;
+    told.steps.fact("method", <&str>::from(&method));
+    let presenting = async {
+        let verdict = timeout_at(deadline, present_all(handle, told, login, method)).await;
+        conclude(verdict.map_err(|_| too_late()), permit, failed)
+    };
+    told.steps.timed("login", presenting).await
+}
+
+/// Gives the guard the verdict, and says why the login failed.
+fn conclude(
+    verdict: Result<Verdict, Failure>,
+    permit: Option<Permit<'_>>,
+    failed: impl Fn(FailureReason, &str) -> Failure,
+) -> Result<(), Failure> {
     match verdict {
         Ok(Verdict::Accepted) => {
             if let Some(permit) = permit {
@@ -89,11 +109,11 @@ pub(super) async fn authenticate(
             }
             Err(failed(FailureReason::ConnectionLost, &why))
         }
-        Err(_) => {
+        Err(too_late) => {
             if let Some(permit) = permit {
                 permit.lost_after_secret();
             }
-            Err(too_late())
+            Err(too_late)
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What russh tells while a session lives, and what its errors mean.
 
-use super::host_keys::HostKeys;
+use super::host_keys::{HostKeys, Standing};
 use crate::outcome::{Failure, FailureReason, chain};
+use crate::steps::Steps;
 use russh::client::{DisconnectReason, Handler, Session};
+use russh::keys::HashAlg;
 use russh::keys::PublicKeyOrCertificate;
 use russh::{Disconnect, Names};
 use std::io;
@@ -19,8 +21,12 @@ pub(super) struct Client {
 /// What the handler leaves for those who hold the session.
 #[derive(Debug, Default)]
 pub(super) struct Told {
+    /// For whoever wants to know each step.
+    pub(super) steps: Steps,
     /// The algorithms that were agreed on first.
     pub(super) agreed: OnceLock<Agreed>,
+    /// Why the host key is trusted, and its fingerprint.
+    pub(super) host_key: OnceLock<(Standing, String)>,
     /// How the session ended.
     pub(super) ended: OnceLock<Ended>,
 }
@@ -31,6 +37,7 @@ pub(super) struct Agreed {
     pub(super) kex: String,
     pub(super) host_key: String,
     pub(super) cipher: String,
+    pub(super) mac: String,
 }
 
 /// How a session ended.
@@ -63,7 +70,14 @@ impl Handler for Client {
     type Error = Error;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Error> {
-        self.host_keys.verify(&self.host, self.port, key.public_key()).await.map_err(Error::Refused)?;
+        let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
+            let message = format!("{} answers with a host certificate, which is not supported", self.host);
+            return Err(Error::Refused(Failure::new(FailureReason::HostKeyUnknown, message)));
+        };
+        let standing = self.host_keys.verify(&self.host, self.port, key.clone()).await;
+        let standing = standing.map_err(Error::Refused)?;
+        // Later calls are re-exchanges.
+        let _ = self.told.host_key.set((standing, key.fingerprint(HashAlg::Sha256).to_string()));
         Ok(true)
     }
 
@@ -77,6 +91,7 @@ impl Handler for Client {
             kex: names.kex.as_ref().to_owned(),
             host_key: names.key.to_string(),
             cipher: names.cipher.as_ref().to_owned(),
+            mac: names.client_mac.as_ref().to_owned(),
         };
         // Later calls are re-exchanges.
         let _ = self.told.agreed.set(agreed);

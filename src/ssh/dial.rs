@@ -1,7 +1,9 @@
 //! From a name to a TCP connection.
 
 use super::resolve::Resolver;
+use crate::inventory::Allow;
 use crate::outcome::{Failure, FailureReason};
+use crate::steps::Steps;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use std::collections::VecDeque;
@@ -14,28 +16,60 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// How long one address is tried alone before the next one joins in (RFC 8305, 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Looks `host` up and connects to the first of its addresses that answers, all within `limit`.
-pub(super) async fn dial(
-    resolver: &Resolver,
-    host: &str,
-    port: u16,
-    limit: Duration,
-) -> Result<TcpStream, Failure> {
-    let deadline = Instant::now() + limit;
-    let addresses = by_turns(resolver.resolve(host, port, deadline).await?);
-    let stream = match timeout_at(deadline, race(&addresses)).await {
-        Ok(result) => result.map_err(|(address, error)| failure(address, &error))?,
-        Err(_) => {
-            let tried = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
-            let message = format!("connect to {tried}: no answer within {limit:?}");
-            return Err(Failure::new(FailureReason::ConnectTimeout, message));
+/// What dialing needs of others.
+pub(super) struct Dialer<'a> {
+    /// Looks names up.
+    pub resolver: &'a Resolver,
+    /// Addresses outside are left out.
+    pub allow: &'a Allow,
+    /// Takes down how long the steps took.
+    pub steps: &'a Steps,
+}
+
+impl Dialer<'_> {
+    /// Looks `host` up and connects to the first of its allowed addresses that answers, all within `limit`.
+    pub(super) async fn dial(&self, host: &str, port: u16, limit: Duration) -> Result<TcpStream, Failure> {
+        let deadline = Instant::now() + limit;
+        let addresses = by_turns(self.steps.timed("name", self.addresses(host, port, deadline)).await?);
+        let connecting = async {
+            match timeout_at(deadline, race(&addresses)).await {
+                Ok(result) => result.map_err(|(address, error)| failure(address, &error)),
+                Err(_) => {
+                    let message = format!("connect to {}: no answer within {limit:?}", list(&addresses));
+                    Err(Failure::new(FailureReason::ConnectTimeout, message))
+                }
+            }
+        };
+        let stream = self.steps.timed("tcp", connecting).await?;
+        // Without it each command waits 40 ms for a delayed acknowledgement.
+        stream.set_nodelay(true).map_err(|error| {
+            Failure::new(FailureReason::ConnectionLost, format!("connection to {host} port {port}: {error}"))
+        })?;
+        Ok(stream)
+    }
+
+    /// The addresses of `host` that may be connected to.
+    async fn addresses(&self, host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, Failure> {
+        let outside = |what: &str| {
+            Failure::new(FailureReason::AddressNotAllowed, format!("{what} is not in inventory.allow"))
+        };
+        if !self.allow.may_hold(host) {
+            return Err(outside(host));
         }
-    };
-    // Without it each command waits 40 ms for a delayed acknowledgement.
-    stream.set_nodelay(true).map_err(|error| {
-        Failure::new(FailureReason::ConnectionLost, format!("connection to {host} port {port}: {error}"))
-    })?;
-    Ok(stream)
+        let mut addresses = self.resolver.resolve(host, port, deadline).await?;
+        if !self.allow.names(host) {
+            let all = list(&addresses);
+            addresses.retain(|address| self.allow.holds(address.ip()));
+            if addresses.is_empty() {
+                return Err(outside(&format!("{host} ({all})")));
+            }
+        }
+        Ok(addresses)
+    }
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The resolver's order, but IPv6 and IPv4 by turns, so that a network without one of them costs one
@@ -99,18 +133,44 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(5);
 
+    async fn dial(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Failure> {
+        let (resolver, steps) = (Resolver::default(), Steps::default());
+        Dialer { resolver: &resolver, allow: &Allow::EVERYBODY, steps: &steps }.dial(host, port, limit).await
+    }
+
     async fn reason(host: &str, port: u16) -> FailureReason {
-        dial(&Resolver::default(), host, port, LIMIT).await.unwrap_err().reason
+        dial(host, port, LIMIT).await.unwrap_err().reason
     }
 
     #[tokio::test]
     async fn a_closed_port_and_an_unknown_name_are_told_apart() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        dial(&Resolver::default(), "127.0.0.1", port, LIMIT).await.unwrap();
+        dial("127.0.0.1", port, LIMIT).await.unwrap();
         drop(listener);
         assert_eq!(reason("127.0.0.1", port).await, FailureReason::ConnectRefused);
         assert_eq!(reason("no-such-host.invalid", 22).await, FailureReason::Dns);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_allowed_by_itself_or_by_where_it_leads() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for (rule, host, allowed) in [
+            ("localhost", "localhost", true),
+            ("127.0.0.0/8", "localhost", true),
+            ("127.0.0.0/8", "127.0.0.1", true),
+            ("10.0.0.0/8", "localhost", false),
+            (".example.org", "localhost", false),
+            ("localhost", "127.0.0.1", false),
+        ] {
+            let allow = Allow::only(vec![rule.parse().unwrap()]);
+            let (resolver, steps) = (Resolver::default(), Steps::default());
+            let dialer = Dialer { resolver: &resolver, allow: &allow, steps: &steps };
+            let reason = dialer.dial(host, port, LIMIT).await.err().map(|failure| failure.reason);
+            let expected = (!allowed).then_some(FailureReason::AddressNotAllowed);
+            assert_eq!(reason, expected, "{host} with {rule}");
+        }
     }
 
     #[tokio::test]
@@ -137,8 +197,7 @@ mod tests {
         let good = listener.local_addr().unwrap();
         assert_eq!(race(&[silent, good]).await.unwrap().peer_addr().unwrap(), good);
         let (host, port) = (silent.ip().to_string(), silent.port());
-        let limit = Duration::from_millis(100);
-        let failure = dial(&Resolver::default(), &host, port, limit).await.unwrap_err();
+        let failure = dial(&host, port, Duration::from_millis(100)).await.unwrap_err();
         assert_eq!(failure.reason, FailureReason::ConnectTimeout, "{failure}");
     }
 

@@ -10,11 +10,12 @@ use super::{algorithms, dial};
 use crate::accounts::guard::Guard;
 use crate::accounts::{Login, LoginSecret};
 use crate::config::SshConfig;
-use crate::inventory::Host;
+use crate::inventory::{Allow, Host};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason};
 use crate::span;
 use crate::stats::Stats;
+use crate::steps::Steps;
 use russh::client::{Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, Disconnect};
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// How long a channel's or session's polite end may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-static SESSIONS: MetricDef = MetricDef {
+pub(super) static SESSIONS: MetricDef = MetricDef {
     name: "esxi.agent.ssh.sessions",
     kind: Kind::Gauge,
     unit: Unit::None,
@@ -39,9 +40,6 @@ static SESSIONS: MetricDef = MetricDef {
     attributes: &[],
 };
 
-/// This room's metrics.
-pub static METRICS: &[&MetricDef] = &[&SESSIONS];
-
 /// Opens sessions.
 pub struct Connector {
     config: SshConfig,
@@ -49,6 +47,8 @@ pub struct Connector {
     host_keys: Arc<HostKeys>,
     guard: Arc<Guard>,
     open: Arc<OpenSessions>,
+    allow: Arc<Allow>,
+    steps: Steps,
 }
 
 /// Counts the open sessions.
@@ -85,7 +85,23 @@ impl Connector {
     pub fn new(config: SshConfig, host_keys: Arc<HostKeys>, guard: Arc<Guard>, stats: Arc<Stats>) -> Self {
         let open = Arc::new(OpenSessions { count: Mutex::new(0.0), stats });
         open.change(0.0);
-        Self { config, resolver: Resolver::default(), host_keys, guard, open }
+        let (resolver, allow, steps) = (Resolver::default(), Arc::default(), Steps::default());
+        Self { config, resolver, host_keys, guard, open, allow, steps }
+    }
+
+    /// Only to addresses of `allow`.
+    #[must_use]
+    pub fn allowing(mut self, allow: Arc<Allow>) -> Self {
+        self.allow = allow;
+        self
+    }
+
+    /// Takes down the steps of its connections, `name`, `tcp`, `key_exchange`, `methods`, `guard`, `login`,
+    /// and of its sessions, `command`, with what is learned on the way.
+    #[must_use]
+    pub fn telling(mut self, steps: Steps) -> Self {
+        self.steps = steps;
+        self
     }
 
     /// The limits and choices that it was given.
@@ -97,7 +113,7 @@ impl Connector {
     /// Dropping the future leaves no task and no socket behind; a login under way then counts as lost.
     ///
     /// # Errors
-    /// A reason for every step: `auth_guarded` before anything is sent; `dns`, `unreachable`,
+    /// A reason for every step: `address_not_allowed` and `auth_guarded` before anything is sent; `dns`, `unreachable`,
     /// `connect_refused`, `connect_timeout`; `protocol_error`, `no_common_algorithm`, `host_key_*`,
     /// `login_timeout`, `auth_failed`; `connection_lost` at any time.
     pub async fn connect(&self, host: &Host, login: &Login) -> Result<Session, Failure> {
@@ -113,11 +129,13 @@ impl Connector {
             "network.protocol.name" = "ssh", "network.transport" = "tcp"
         );
         let (stream, peer) = traced(&span, async {
-            let stream = dial::dial(&self.resolver, name, port, self.config.connect_timeout).await?;
+            let dialer = dial::Dialer { resolver: &self.resolver, allow: &self.allow, steps: &self.steps };
+            let stream = dialer.dial(name, port, self.config.connect_timeout).await?;
             let peer = stream.peer_addr().map_err(|error| {
                 Failure::new(FailureReason::ConnectionLost, format!("connection to {name}: {error}"))
             })?;
             Span::current().set_attribute("network.peer.address", peer.ip().to_string());
+            self.steps.fact("address", peer.to_string());
             Ok((stream, peer))
         })
         .await?;
@@ -127,7 +145,7 @@ impl Connector {
         let span = step_span("ssh.kex", host, peer);
         let token = CancellationToken::new();
         let owned = token.clone().drop_guard();
-        let told = Arc::new(Told::default());
+        let told = Arc::new(Told { steps: self.steps.clone(), ..Told::default() });
         let stream = OwnedStream::new(stream, token);
         let heard = stream.heard();
         let exchange = async {
@@ -138,7 +156,7 @@ impl Connector {
                 _ => failure,
             })
         };
-        let mut handle = traced(&span, exchange)
+        let mut handle = traced(&span, self.steps.timed("key_exchange", exchange))
             .await
             .map_err(|failure| failure.during(format_args!("key exchange with {target}")))?;
         drop(span);
@@ -173,6 +191,14 @@ impl Connector {
             span.set_attribute("ssh.kex", agreed.kex.clone());
             span.set_attribute("ssh.host_key", agreed.host_key.clone());
             span.set_attribute("ssh.cipher", agreed.cipher.clone());
+            self.steps.fact("key_exchange", agreed.kex.clone());
+            self.steps.fact("host_key_algorithm", agreed.host_key.clone());
+            self.steps.fact("cipher", agreed.cipher.clone());
+            self.steps.fact("mac", agreed.mac.clone());
+        }
+        if let Some((standing, fingerprint)) = told.host_key.get() {
+            self.steps.fact("host_key", standing.word());
+            self.steps.fact("host_key_fingerprint", fingerprint.clone());
         }
         Ok(handle)
     }
@@ -242,7 +268,7 @@ impl Session {
     ) -> Result<Transcript, Failure> {
         let span = step_span("ssh.exec", &self.peer.0, self.peer.1);
         self.broken = true;
-        let result = traced(&span, self.run(command, limits, until)).await;
+        let result = traced(&span, self.told.steps.timed("command", self.run(command, limits, until))).await;
         if let Ok(transcript) = &result {
             self.broken = transcript.end != End::Complete;
             if let Some(failure) = transcript.failure() {

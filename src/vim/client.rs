@@ -12,9 +12,10 @@ use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
 use crate::accounts::guard::Guard;
 use crate::accounts::{Accounts, Login, LoginSecret};
 use crate::config::VcenterConfig;
-use crate::inventory::Vcenter;
+use crate::inventory::{Allow, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;
+use crate::steps::Steps;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -34,6 +35,8 @@ pub struct Access {
     pub accounts: Arc<Accounts>,
     /// Says whether it may be tried.
     pub guard: Arc<Guard>,
+    /// The addresses that may be given a password.
+    pub allow: Arc<Allow>,
 }
 
 /// Why something could not be read.
@@ -54,6 +57,12 @@ impl VimError {
     }
 }
 
+impl From<VimError> for Failure {
+    fn from(error: VimError) -> Self {
+        error.failure
+    }
+}
+
 impl From<Failure> for VimError {
     fn from(failure: Failure) -> Self {
         Self { failure, fault: None }
@@ -71,6 +80,7 @@ pub struct VimClient {
     session: Session,
     /// When the read that is under way has to have ended.
     deadline: Option<Instant>,
+    steps: Steps,
 }
 
 /// Whether there is a session.
@@ -87,14 +97,14 @@ impl VimClient {
     /// A client without a session; connects to nothing yet.
     ///
     /// # Errors
-    /// When `ca_file` can't be used or the address is none.
+    /// When `ca_file` can't be used, the address is none, or is not allowed.
     pub fn new(
         config: &VcenterConfig,
         vcenter: Arc<Vcenter>,
         access: Access,
         stats: Arc<Stats>,
     ) -> Result<Self, Failure> {
-        let transport = Transport::new(config, &vcenter, stats)?;
+        let transport = Transport::new(config, &vcenter, &access.allow, stats)?;
         let page_size = config.page_size;
         Ok(Self {
             transport,
@@ -104,7 +114,16 @@ impl VimClient {
             service: None,
             session: Session::None,
             deadline: None,
+            steps: Steps::default(),
         })
+    }
+
+    /// Takes down the steps `connect`, `login`, `read` and `logout`, with what is learned on the way.
+    #[must_use]
+    pub fn telling(mut self, steps: Steps) -> Self {
+        self.transport.set_steps(steps.clone());
+        self.steps = steps;
+        self
     }
 
     /// Another limit of one answer's bytes than [`super::transport::MAX_BODY`].
@@ -129,7 +148,8 @@ impl VimClient {
     ) -> Result<Vec<ManagedObject>, VimError> {
         self.deadline = Some(deadline);
         self.open().await?;
-        match self.read_pages(host_properties).await {
+        let steps = self.steps.clone();
+        match steps.timed("read", self.read_pages(host_properties)).await {
             Err(error) if error.session_is_gone() => {
                 tracing::info!(vcenter = %self.vcenter.address, "the session is gone ({error}), logging in again");
                 self.logout().await;
@@ -155,7 +175,7 @@ impl VimClient {
             // has to do.
             let ended =
                 self.ask(Method::Logout, request, None, |body| soap::read_success(Method::Logout, body));
-            if let Err(error) = ended.await
+            if let Err(error) = self.steps.timed("logout", ended).await
                 && !error.session_is_gone()
             {
                 tracing::debug!(vcenter = %self.vcenter.address, "no logout: {error}");
@@ -177,11 +197,12 @@ impl VimClient {
         let login = self.access.accounts.for_vcenter(&self.vcenter).await?;
         let id = self.vcenter.id();
         self.access.guard.check(&id, login.credential).map_err(Failure::from)?;
-        let service = self
-            .ask(Method::RetrieveServiceContent, soap::retrieve_service_content(), None, |body| {
-                soap::read_service_content(body)
-            })
-            .await?;
+        let (method, request) = (Method::RetrieveServiceContent, soap::retrieve_service_content());
+        let service =
+            self.steps.timed("connect", self.ask(method, request, None, soap::read_service_content));
+        let service = service.await?;
+        self.steps.fact("api_version", &*service.api_version);
+        self.steps.fact("api_type", &*service.api_type);
         let attempt = LoginAttempt {
             transport: self.transport.clone(),
             vcenter: Arc::clone(&self.vcenter),
@@ -193,9 +214,12 @@ impl VimClient {
         let attempt = tokio::spawn(attempt.run().in_current_span().with_current_subscriber());
         self.session = Session::Starting(attempt);
         let Session::Starting(attempt) = &mut self.session else { return Ok(()) };
-        let result = attempt.await.unwrap_or_else(|_| {
-            Err(Failure::new(FailureReason::ConnectionLost, format!("login at {id} was cut short")))
-        });
+        let attempt = async {
+            attempt.await.unwrap_or_else(|_| {
+                Err(Failure::new(FailureReason::ConnectionLost, format!("login at {id} was cut short")))
+            })
+        };
+        let result = self.steps.timed("login", attempt).await;
         self.session = if result.is_ok() { Session::Open } else { Session::None };
         result.map_err(VimError::from)
     }
@@ -223,6 +247,10 @@ impl VimClient {
                     Fault { kind: FaultKind::NotAuthenticated, subject: None },
                 ));
             }
+            if number == 1 {
+                self.steps.fact("page_size", page.objects.len().to_string());
+            }
+            self.steps.fact("pages", number.to_string());
             objects.extend(page.objects);
             if objects.len() > MAX_OBJECTS {
                 break;

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod model;
 pub mod property;
+mod resolver;
 pub mod soap;
 pub mod transport;
 pub mod xml;

@@ -1,16 +1,20 @@
 //! One SOAP call over HTTPS: limits, classification of what can go wrong, span and counters. Knows nothing
 //! of sessions but that cookies are kept.
 
+use super::resolver::{AllowedOnly, NotAllowed};
 use super::soap::{Method, SOAP_ACTION};
 use crate::config::VcenterConfig;
-use crate::inventory::{Endpoint, Vcenter};
+use crate::inventory::{Allow, Endpoint, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason, chain};
 use crate::stats::Stats;
+use crate::steps::Steps;
 use bytes::Bytes;
 use reqwest::StatusCode;
 use reqwest::cookie::{CookieStore, Jar};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::tls::{TlsInfo, Version};
+use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Once, PoisonError, RwLock};
@@ -96,12 +100,25 @@ pub struct Transport {
     call_timeout: Duration,
     max_body: usize,
     stats: Arc<Stats>,
+    steps: Steps,
 }
 
 impl Transport {
     /// Fails when `ca_file` can't be used or the address is none.
-    pub fn new(config: &VcenterConfig, vcenter: &Vcenter, stats: Arc<Stats>) -> Result<Self, Failure> {
+    /// Or when the address is not of `allow`; where it is a name and only its address can tell, the call
+    /// fails by that.
+    pub fn new(
+        config: &VcenterConfig,
+        vcenter: &Vcenter,
+        allow: &Arc<Allow>,
+        stats: Arc<Stats>,
+    ) -> Result<Self, Failure> {
         install_crypto();
+        let host = &*vcenter.endpoint.host;
+        if !allow.may_hold(host) {
+            let line = format!("{}: {host} is not in inventory.allow", vcenter.id());
+            return Err(Failure::new(FailureReason::AddressNotAllowed, line));
+        }
         let cookies = Arc::new(Cookies::default());
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("esxi-otel-agent/", env!("CARGO_PKG_VERSION")))
@@ -114,7 +131,11 @@ impl Transport {
             .https_only(true)
             .connect_timeout(config.connect_timeout)
             .tcp_keepalive(Duration::from_secs(30))
-            .pool_max_idle_per_host(1);
+            .pool_max_idle_per_host(1)
+            .tls_info(true);
+        if !allow.names(host) {
+            builder = builder.dns_resolver(Arc::new(AllowedOnly(Arc::clone(allow))));
+        }
         if !config.verify_tls {
             builder = builder.tls_danger_accept_invalid_certs(true);
         } else if let Some(file) = &config.ca_file {
@@ -134,12 +155,18 @@ impl Transport {
             call_timeout: config.call_timeout,
             max_body: MAX_BODY,
             stats,
+            steps: Steps::default(),
         })
     }
 
     /// Another limit of one answer's bytes.
     pub fn set_max_body(&mut self, max_body: usize) {
         self.max_body = max_body;
+    }
+
+    /// Takes down what is learned of the connection.
+    pub fn set_steps(&mut self, steps: Steps) {
+        self.steps = steps;
     }
 
     /// Forgets every cookie, so that the next call starts afresh.
@@ -215,6 +242,9 @@ impl Transport {
             stage: if error.is_connect() { Stage::Connecting } else { Stage::Asking },
             failure: classify(&error.without_url()),
         })?;
+        if let Some(tls) = response.extensions().get::<TlsInfo>() {
+            self.tell_tls(tls);
+        }
         let status = response.status();
         span.record("http.response.status_code", status.as_u16());
         let lost = |failure| CallError { failure, stage: Stage::Answering };
@@ -235,6 +265,21 @@ impl Transport {
         span.record("http.response.body.size", body.len());
         self.count_bytes("received", body.len());
         Ok(body)
+    }
+
+    fn tell_tls(&self, tls: &TlsInfo) {
+        if let Some(version) = tls.version() {
+            let name = match version {
+                Version::TLS_1_2 => "TLS 1.2",
+                Version::TLS_1_3 => "TLS 1.3",
+                _ => "older than TLS 1.2",
+            };
+            self.steps.fact("tls", name);
+        }
+        if let Some(certificate) = tls.peer_certificate() {
+            let hash: Vec<_> = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02X}")).collect();
+            self.steps.fact("certificate_sha256", hash.join(":"));
+        }
     }
 
     fn count(&self, method: Method, outcome: &'static str) {
@@ -328,6 +373,9 @@ fn check_head(status: StatusCode, content_type: Option<&HeaderValue>) -> Result<
 
 /// The reason for a request that got no response.
 fn classify(error: &reqwest::Error) -> Failure {
+    if causes(error).any(|cause| cause.is::<NotAllowed>()) {
+        return Failure::new(FailureReason::AddressNotAllowed, chain(error));
+    }
     let reason = if error.is_timeout() {
         FailureReason::ConnectTimeout
     } else if error.is_dns() {

@@ -55,7 +55,7 @@ impl Agent {
             volatile: true,
         };
         let guard = Arc::new(Guard::new(lockout, stats.clone()));
-        let host_keys = Arc::new(HostKeys::load(&config).unwrap());
+        let host_keys = Arc::new(HostKeys::load(&config, stats.clone()).unwrap());
         let connector = Connector::new(config, host_keys, guard.clone(), stats.clone());
         Self { connector, guard, stats, folder }
     }

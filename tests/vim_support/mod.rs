@@ -101,6 +101,7 @@ impl Setup {
         Access {
             accounts: Arc::new(Accounts::new(AccountsConfig { esxi: None, vcenter: Some(account) })),
             guard: Arc::new(Guard::new(lockout, Arc::clone(&self.stats))),
+            allow: Arc::default(),
         }
     }
 

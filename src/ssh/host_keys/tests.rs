@@ -1,5 +1,8 @@
 use super::*;
-use russh::keys::{EcdsaCurve, PrivateKey};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use russh::keys::ssh_key::known_hosts::HostPatterns;
+use russh::keys::{EcdsaCurve, HashAlg, PrivateKey};
+use sha1::Sha1;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -32,7 +35,7 @@ impl Story {
             fs::create_dir(folder.path().join("state")).unwrap();
             fs::write(&path, text).unwrap();
         }
-        Self { keys: Arc::new(HostKeys::new(path, policy)), folder }
+        Self { keys: Arc::new(HostKeys::new(path, policy, Stats::new())), folder }
     }
 
     fn path(&self) -> &Path {
@@ -40,7 +43,7 @@ impl Story {
     }
 
     async fn verify(&self, host: &str, key: &PublicKey) -> Result<(), FailureReason> {
-        self.keys.verify(host, 22, key.clone()).await.map_err(|failure| failure.reason)
+        self.keys.verify(host, 22, key.clone()).await.map(drop).map_err(|failure| failure.reason)
     }
 }
 
@@ -55,7 +58,7 @@ async fn a_new_key_is_recorded_once_and_for_good() {
     let text = fs::read_to_string(story.path()).unwrap();
     assert_eq!(text, line("esx1", &key) + &line("[fd00::1]:2222", &key));
     assert_eq!(fs::metadata(story.path()).unwrap().permissions().mode() & 0o777, 0o600);
-    let again = Arc::new(HostKeys::new(story.path().to_owned(), HostKeyPolicy::Strict));
+    let again = Arc::new(HostKeys::new(story.path().to_owned(), HostKeyPolicy::Strict, Stats::new()));
     again.verify("esx1", 22, key).await.unwrap();
     drop(story.folder);
 }
@@ -126,8 +129,9 @@ async fn a_change_of_the_file_is_noticed() {
 async fn many_agents_that_record_at_once_lose_no_line() {
     let story = Story::new(HostKeyPolicy::AcceptNew, "# no end of line");
     let key = ed25519();
-    let agents: Vec<_> =
-        (0..4).map(|_| HostKeys::new(story.path().to_owned(), HostKeyPolicy::AcceptNew)).collect();
+    let agents: Vec<_> = (0..4)
+        .map(|_| HostKeys::new(story.path().to_owned(), HostKeyPolicy::AcceptNew, Stats::new()))
+        .collect();
     let agents: Vec<_> = agents.into_iter().map(Arc::new).collect();
     let records = (0..40_usize).map(|number| {
         let (agent, key) = (agents[number % 4].clone(), key.clone());
@@ -146,23 +150,177 @@ async fn many_agents_that_record_at_once_lose_no_line() {
 async fn a_key_that_cannot_be_recorded_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let keys = Arc::new(HostKeys::new(folder.path().join("file/known_hosts"), HostKeyPolicy::AcceptNew));
+    let keys = Arc::new(HostKeys::new(
+        folder.path().join("file/known_hosts"),
+        HostKeyPolicy::AcceptNew,
+        Stats::new(),
+    ));
     let failure = keys.verify("esx1", 22, ed25519()).await.unwrap_err();
     assert_eq!(failure.reason, FailureReason::HostKeyUnknown, "{failure}");
 }
 
-#[test]
-fn wildcards_match_as_in_openssh() {
-    for (pattern, text, hit) in [
-        ("*", "", true),
-        ("esx?", "esx1", true),
-        ("esx?", "esx", false),
-        ("*.example.*", "a.example.org", true),
-        ("*a*b", "xaxxb", true),
-        ("*a*b", "xaxxbc", false),
-        ("", "x", false),
-        ("[*]:22", "[esx]:22", true),
-    ] {
-        assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), hit, "{pattern} {text}");
+fn hashed(name: &str) -> String {
+    let salt = b"0123456789abcdefghij".to_vec();
+    let mac = Hmac::<Sha1>::new_from_slice(&salt).unwrap().chain_update(name);
+    let hash = <[u8; 20]>::try_from(&mac.finalize().into_bytes()[..]).unwrap();
+    HostPatterns::HashedName { salt, hash }.to_string()
+}
+
+fn counted(story: &Story) -> Vec<(String, f64)> {
+    let outcome = |s: crate::metric::Sample| (s.attributes.get("outcome").unwrap().to_owned(), s.value);
+    let mut counted: Vec<_> = story.keys.stats.samples().into_iter().map(outcome).collect();
+    counted.sort_by(|a, b| a.0.cmp(&b.0));
+    counted
+}
+
+#[tokio::test]
+async fn what_is_not_simply_known_is_counted() {
+    let (old, new, bad) = (ed25519(), ed25519(), ed25519());
+    let text = line("esx1", &old) + &line("@revoked *", &bad);
+    let story = Story::new(HostKeyPolicy::AcceptNew, &text);
+    story.verify("esx1", &old).await.unwrap();
+    story.verify("esx2", &new).await.unwrap();
+    story.verify("esx2", &new).await.unwrap();
+    for key in [&new, &new, &bad] {
+        story.verify("esx1", key).await.unwrap_err();
     }
+    let one = |word: &str| (word.to_owned(), 1.0);
+    assert_eq!(counted(&story), [one("accepted_new"), ("changed".to_owned(), 2.0), one("revoked")]);
+    let story = Story::new(HostKeyPolicy::Strict, "");
+    story.verify("esx1", &new).await.unwrap_err();
+    assert_eq!(counted(&story), [one("unknown")]);
+}
+
+#[tokio::test]
+async fn a_correction_by_hand_counts_at_once() {
+    let (old, new) = (ed25519(), ed25519());
+    let story = Story::new(HostKeyPolicy::AcceptNew, &line("esx1", &old));
+    assert_eq!(story.verify("esx1", &new).await, Err(FailureReason::HostKeyChanged));
+    // The same file, length and time, as within one tick of a coarse file system's clock.
+    let modified = fs::metadata(story.path()).unwrap().modified().unwrap();
+    fs::write(story.path(), line("esx1", &new)).unwrap();
+    File::options().write(true).open(story.path()).unwrap().set_modified(modified).unwrap();
+    assert_eq!(story.verify("esx1", &new).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_key_known_without_the_port_is_known_at_any_port() {
+    let (known, other) = (ed25519(), ed25519());
+    let story = Story::new(HostKeyPolicy::Strict, &line(&hashed("esx1"), &known));
+    assert_eq!(story.keys.verify("esx1", 2222, known.clone()).await, Ok(Standing::Known));
+    assert_eq!(story.keys.algorithms("esx1", 2222).await.unwrap(), [Algorithm::Ed25519]);
+    let failure = story.keys.verify("esx1", 2222, other).await.unwrap_err();
+    assert_eq!(failure.reason, FailureReason::HostKeyUnknown, "it may be another server's");
+}
+
+#[tokio::test]
+async fn a_host_that_only_an_authority_vouches_for_is_refused_with_the_reason() {
+    let (authority, key) = (ed25519(), ed25519());
+    let text = line("@cert-authority *.example.org", &authority);
+    let story = Story::new(HostKeyPolicy::AcceptNew, &text);
+    for key in [&authority, &key] {
+        let failure = story.keys.verify("esx1.example.org", 22, key.clone()).await.unwrap_err();
+        assert_eq!(failure.reason, FailureReason::HostKeyUnknown);
+        assert!(failure.message.contains("certificates are not supported"), "{failure}");
+    }
+    assert_eq!(fs::read_to_string(story.path()).unwrap(), text);
+    fs::write(story.path(), text + &line("esx1.example.org", &key)).unwrap();
+    story.verify("esx1.example.org", &key).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_only_looks_records_nothing() {
+    let story = Story::new(HostKeyPolicy::AcceptNew, "");
+    let looking = HostKeys::new(story.path().to_owned(), HostKeyPolicy::AcceptNew, Stats::new());
+    let looking = Arc::new(looking.without_recording());
+    assert_eq!(looking.verify("esx1", 22, ed25519()).await, Ok(Standing::New));
+    assert!(!story.path().exists());
+}
+
+/// Takes what is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn broken_lines_are_said_once_with_their_numbers() {
+    use tracing::instrument::WithSubscriber as _;
+    let (log, key) = (Log::default(), ed25519());
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let story = Story::new(HostKeyPolicy::AcceptNew, "# mine\nesx1 nonsense\nesx2\n");
+    async {
+        for host in ["esx3", "esx4"] {
+            story.verify(host, &key).await.unwrap();
+        }
+        let text = fs::read_to_string(story.path()).unwrap();
+        fs::write(story.path(), format!("{text}esx5 half a li")).unwrap();
+        story.verify("esx3", &key).await.unwrap();
+    }
+    .with_subscriber(subscriber)
+    .await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told: Vec<_> = text.lines().filter_map(|line| line.split_once("entries: ")).map(|(_, l)| l).collect();
+    assert_eq!(told, ["line 2, 3", "line 6"], "{text}");
+    assert_eq!(text.matches("is new and was recorded").count(), 2, "{text}");
+}
+
+#[tokio::test]
+async fn a_forgotten_host_is_new_again_to_an_agent_that_runs() {
+    let (old, new, other) = (ed25519(), ed25519(), ed25519());
+    let text = [
+        "# kept\nbroken\n".to_owned(),
+        line("ESX1,10.0.0.1", &old),
+        line(&hashed("esx1"), &old),
+        line("esx*", &other),
+        line("@revoked esx1", &other),
+        line("esx10", &other),
+        format!("esx1 {} no end of line", old.to_openssh().unwrap()),
+    ];
+    let story = Story::new(HostKeyPolicy::Strict, &text.concat());
+    story.verify("esx1", &old).await.unwrap();
+    let mode = fs::Permissions::from_mode(0o640);
+    fs::set_permissions(story.path(), mode.clone()).unwrap();
+
+    let forgotten = forget(story.path(), "esx1", 22).unwrap();
+    let lines = |keys: &[KnownKey]| keys.iter().map(|key| key.line).collect::<Vec<_>>();
+    assert_eq!((lines(&forgotten.removed), lines(&forgotten.left)), (vec![3, 4, 8], vec![5, 6]));
+    assert_eq!(forgotten.removed[0].fingerprint, old.fingerprint(HashAlg::Sha256).to_string());
+    let left = fs::read_to_string(story.path()).unwrap();
+    let expected = [text[0].clone(), line("10.0.0.1", &old), text[3..6].concat()].concat();
+    assert_eq!(left, expected);
+    assert_eq!(fs::metadata(story.path()).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(story.verify("esx1", &old).await, Err(FailureReason::HostKeyChanged), "a wildcard is left");
+    assert_eq!(story.verify("10.0.0.1", &old).await, Ok(()));
+
+    fs::write(story.path(), line("[esx2]:2222", &old)).unwrap();
+    assert_eq!(forget(story.path(), "esx2", 22).unwrap(), Forgotten::default());
+    assert_eq!(forget(story.path(), "esx2", 2222).unwrap().removed.len(), 1);
+    let story = Story::new(HostKeyPolicy::AcceptNew, "");
+    assert_eq!(forget(story.path(), "esx1", 22).unwrap(), Forgotten::default(), "no file, nothing known");
+    story.verify("esx1", &new).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_list_names_every_line_with_a_key() {
+    let key = ed25519();
+    let text =
+        [line("esx1,10.0.0.1", &key), "?\n".into(), line("@revoked *", &key), line(&hashed("x"), &key)];
+    let story = Story::new(HostKeyPolicy::Strict, &text.concat());
+    let known = list(story.path()).unwrap();
+    assert_eq!(known.broken_lines, [2]);
+    let shown: Vec<_> = known.keys.iter().map(|k| (k.line, k.host.as_str(), k.marker.as_deref())).collect();
+    let hash = hashed("x");
+    assert_eq!(shown, [(1, "esx1,10.0.0.1", None), (3, "*", Some("@revoked")), (4, hash.as_str(), None)]);
+    assert!(known.keys[2].is_hashed() && known.keys[0].algorithm == "ssh-ed25519");
 }

@@ -1,0 +1,159 @@
+//! `check --connect`: one login at every host and vCenter, by the agent's own client, which takes down its
+//! steps. Records no host key and keeps no session.
+
+use super::connections::{Connection, Connections};
+use crate::agent::{self, StartError};
+use crate::collectors::{self, HostCollector};
+use crate::commands::VerbError;
+use crate::commands::report::services;
+use crate::config::{Config, VcenterConfig};
+use crate::inventory::{Host, Inventory, Vcenter};
+use crate::outcome::{Failure, FailureReason};
+use crate::poller::visit::Visitor;
+use crate::span::PastSpans;
+use crate::ssh::{Connector, HostKeys};
+use crate::stats::Stats;
+use crate::steps::Steps;
+use crate::vim::VimClient;
+use crate::vim::client::Access;
+use crate::vim::model::ManagedObject;
+use futures::StreamExt as _;
+use indicatif::ProgressBar;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Properties of hosts that are read from a vCenter: every version has them, and each needs the privilege
+/// that all need.
+const PROPERTIES: [&str; 3] = ["name", "parent", "overallStatus"];
+
+/// What all logins share.
+struct Checker {
+    access: Access,
+    stats: Arc<Stats>,
+    progress: ProgressBar,
+    stop: CancellationToken,
+}
+
+/// Connects to everybody who is asked by a collector, or of them to `only`. After `stop` nobody else is
+/// asked, and whoever is asked just then is logged out.
+pub(super) async fn connect(
+    config: &Config,
+    inventory: &Inventory,
+    only: &[String],
+    stop: &CancellationToken,
+) -> Result<Connections, VerbError> {
+    let (hosts, vcenters) = targets(inventory, only)?;
+    let host_collectors = collectors::host_collectors(config);
+    let hosts = if host_collectors.is_empty() { Vec::new() } else { hosts };
+    let vcenters = if config.overall_state.is_none() { Vec::new() } else { vcenters };
+
+    let stats = Stats::new();
+    let checker = Checker {
+        access: agent::access(config, &stats).await,
+        stats: Arc::clone(&stats),
+        progress: crate::commands::progress_bar(hosts.len() + vcenters.len(), "connecting".to_owned()),
+        stop: stop.clone(),
+    };
+    let host_keys = HostKeys::load(&config.ssh, stats).map_err(StartError::from)?.without_recording();
+    let host_keys = Arc::new(host_keys);
+    let most = config.critical_service.as_ref().map_or(1, |critical| critical.max_in_flight);
+    let visits = hosts.iter().map(|host| checker.host(config, &host_keys, &host_collectors, host));
+    let visits = futures::stream::iter(visits).buffered(most).collect::<Vec<_>>();
+    let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, vcenter));
+    let (hosts, vcenters) = tokio::join!(visits, futures::future::join_all(polls));
+    checker.progress.finish_and_clear();
+    Ok(Connections { hosts, vcenters })
+}
+
+/// Those that are named, or all.
+#[expect(clippy::type_complexity, reason = "two lists of two kinds")]
+fn targets(inventory: &Inventory, only: &[String]) -> Result<(Vec<Arc<Host>>, Vec<Arc<Vcenter>>), VerbError> {
+    let is = |name: &String, address: &str, host: &str| {
+        name.eq_ignore_ascii_case(address) || name.eq_ignore_ascii_case(host)
+    };
+    let host = |name: &String, host: &Host| is(name, &host.address, &host.endpoint.host);
+    let vcenter = |name: &String, vcenter: &Vcenter| is(name, &vcenter.address, &vcenter.endpoint.host);
+    let nobody = only.iter().find(|name| {
+        !inventory.hosts.iter().any(|h| host(name, h)) && !inventory.vcenters.iter().any(|v| vcenter(name, v))
+    });
+    if let Some(name) = nobody {
+        return Err(VerbError::NoSuchTarget(name.clone()));
+    }
+    let named = |fits: &dyn Fn(&String) -> bool| only.is_empty() || only.iter().any(fits);
+    let hosts = inventory.hosts.iter().filter(|h| named(&|name| host(name, h))).cloned().collect();
+    let vcenters = inventory.vcenters.iter().filter(|v| named(&|name| vcenter(name, v))).cloned().collect();
+    Ok((hosts, vcenters))
+}
+
+impl Checker {
+    /// One visit with everything that the collectors ask.
+    async fn host(
+        &self,
+        config: &Config,
+        host_keys: &Arc<HostKeys>,
+        collectors: &[Arc<dyn HostCollector>],
+        host: &Arc<Host>,
+    ) -> Connection {
+        let (steps, mut ssh) = (Steps::wanted(), config.ssh.clone());
+        ssh.reuse_sessions = false;
+        let limit = ssh.connect_timeout + ssh.login_timeout + ssh.command_timeout + Duration::from_secs(1);
+        let Access { accounts, guard, allow } = self.access.clone();
+        let connector = Connector::new(ssh, Arc::clone(host_keys), guard, Arc::clone(&self.stats))
+            .allowing(allow)
+            .telling(steps.clone());
+        let visitor = Visitor::new(connector, accounts, Arc::clone(&self.stats), PastSpans::default());
+        let started = Instant::now();
+        let visited = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            visited = visitor.visit(host, collectors, limit) => Some(visited),
+        };
+        self.progress.inc(1);
+        let (outcome, reports) = match visited {
+            Some(visited) => (visited.outcome, visited.reports),
+            None => (Err(stopped()), Vec::new()),
+        };
+        let samples = reports.iter().flat_map(|report| &report.readings).flat_map(|r| &r.samples);
+        Connection::new(&host.address, &host.site, outcome.err(), started.elapsed(), steps.taken())
+            .with_services(services(samples))
+    }
+
+    /// Login, one reading of the tree, logout.
+    async fn vcenter(&self, config: &VcenterConfig, vcenter: &Arc<Vcenter>) -> Connection {
+        let (steps, started) = (Steps::wanted(), Instant::now());
+        let outcome = self.read(config, vcenter, &steps).await;
+        if let Ok(objects) = &outcome {
+            let hosts = objects.iter().filter(|object| &*object.kind == "HostSystem");
+            let hidden = hosts.clone().filter(|host| !host.missing.is_empty()).count();
+            steps.fact("hosts", hosts.count().to_string());
+            steps.fact("hosts_not_readable", hidden.to_string());
+        }
+        steps.fact("tls_verified", config.verify_tls.to_string());
+        self.progress.inc(1);
+        Connection::new(&vcenter.address, &vcenter.site, outcome.err(), started.elapsed(), steps.taken())
+    }
+
+    async fn read(
+        &self,
+        config: &VcenterConfig,
+        vcenter: &Arc<Vcenter>,
+        steps: &Steps,
+    ) -> Result<Vec<ManagedObject>, Failure> {
+        let (access, stats) = (self.access.clone(), Arc::clone(&self.stats));
+        let mut client = VimClient::new(config, Arc::clone(vcenter), access, stats)?.telling(steps.clone());
+        let deadline = Instant::now() + config.connect_timeout + config.call_timeout * 2;
+        let read = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(stopped()),
+            read = client.read_tree(&PROPERTIES, deadline) => read.map_err(Failure::from),
+        };
+        client.logout().await;
+        read
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::new(FailureReason::CommandTimeout, "stopped before it ended")
+}
