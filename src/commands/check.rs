@@ -1,6 +1,6 @@
 //! `check`: configuration and inventory, without visiting anybody.
 
-use super::VerbError;
+use super::{VerbError, output};
 use crate::agent::StartError;
 use crate::cli::{CheckArgs, CheckFormat};
 use crate::config::Loaded;
@@ -8,7 +8,6 @@ use crate::inventory::{Inventory, InventoryWatch};
 use crate::stats::Stats;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +50,7 @@ pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbEr
             text
         }
     };
-    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    let _ = output::print(text)?;
     Ok(ExitCode::SUCCESS)
 }
 

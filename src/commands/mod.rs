@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod guard;
 pub mod once;
+pub mod output;
 pub mod report;
 pub mod run;
 pub mod simulate;

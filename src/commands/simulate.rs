@@ -1,6 +1,7 @@
 //! `simulate`: a simulated estate for trying one's own pipeline, for tests and for benchmarks. Writes the
 //! files that an agent needs to visit it, and serves until it is told to end.
 
+use super::{VerbError, output};
 use crate::accounts::Secret;
 use crate::simulator::faults::FaultShare;
 use crate::simulator::host::{FleetError, FleetSpec, HostKeys};
@@ -9,6 +10,7 @@ use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use crate::simulator::sink::{Signal, Sink, SinkOptions};
 use rand::distr::{Alphanumeric, SampleString as _};
+use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -82,7 +84,10 @@ pub enum SimulateError {
 }
 
 /// Serves a simulated estate until `cancel`, SIGINT or SIGTERM.
-pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<ExitCode, SimulateError> {
+///
+/// # Errors
+/// When a peer can't be started, a file can't be written, or standard output can't.
+pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<ExitCode, VerbError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(SimulateError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(SimulateError::Signal)?;
     let folder = make_folder(&args.out)?;
@@ -102,6 +107,7 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         latency: args.latency,
     };
     let (scenario, access) =
+<<<<<<< HEAD
         scenario_vcenters::start(Scenario::start(spec)?, vcenters).await.map_err(SimulateError::Vcenters)?;
     let options = SinkOptions { record: false, ..SinkOptions::default() };
     let collector =
@@ -111,6 +117,16 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         write(&folder, &file)?;
     }
     tell(&args, &scenario, &access.addresses, &folder, &endpoint);
+=======
+        scenario_vcenters::start(Scenario::start(spec).map_err(SimulateError::from)?, vcenters)
+            .await
+            .map_err(SimulateError::Vcenters)?;
+    for file in lab::files(&scenario, &access, &folder, &args.otlp_endpoint) {
+        write(&folder, &file)?;
+    }
+    // A reader that has gone does not end the simulation.
+    let _ = output::print(tell(&args, &scenario, &access.addresses, &folder))?;
+>>>>>>> 1b74493 (What the verbs print: a reader that has gone is no error, and nothing panics; the demo's hosts are visited every 10 s)
     let incidents = async {
         match args.incidents {
             Some(pace) => scenario.play(pace, cancel.clone()).await,
@@ -181,23 +197,38 @@ fn write(folder: &Path, file: &LabFile) -> Result<(), SimulateError> {
     work().map_err(|source| SimulateError::Write { path: path.clone(), source })
 }
 
+<<<<<<< HEAD
 fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path, endpoint: &str) {
+=======
+fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path) -> String {
+>>>>>>> 1b74493 (What the verbs print: a reader that has gone is no error, and nothing panics; the demo's hosts are visited every 10 s)
     let (fleet, folder) = (&scenario.fleet, folder.display());
-    println!("{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
+    let mut text = String::new();
+    let _ = writeln!(text, "{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
     if let Some(last) = fleet.len().checked_sub(1) {
-        println!("  hosts      {} to {}, port {}", fleet.ip(0), fleet.ip(last), fleet.port());
+        let _ = writeln!(text, "  hosts      {} to {}, port {}", fleet.ip(0), fleet.ip(last), fleet.port());
         let (user, _) = scenario.account();
-        println!("  by hand    ssh -p {} {user}@{}", fleet.port(), fleet.ip(0));
+        let _ = writeln!(text, "  by hand    ssh -p {} {user}@{}", fleet.port(), fleet.ip(0));
     }
     for (vcenter, address) in scenario.vcenters.iter().zip(addresses) {
-        println!("  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
+        let _ = writeln!(text, "  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
     }
+<<<<<<< HEAD
     println!("  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
     println!("\nIn another shell:");
     println!("  set -a; . '{folder}/env'; set +a");
     println!("  esxi-otel-agent once        # one round, as a table");
     println!("  esxi-otel-agent run         # pushes to {endpoint}");
     println!("\nCtrl-C ends the simulation.");
+=======
+    let _ = writeln!(text, "  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
+    let _ = writeln!(text, "\nIn another shell:");
+    let _ = writeln!(text, "  set -a; . '{folder}/env'; set +a");
+    let _ = writeln!(text, "  esxi-otel-agent once        # one round, as a table");
+    let _ = writeln!(text, "  esxi-otel-agent run         # pushes to {}", args.otlp_endpoint);
+    let _ = writeln!(text, "\nCtrl-C ends the simulation.");
+    text
+>>>>>>> 1b74493 (What the verbs print: a reader that has gone is no error, and nothing panics; the demo's hosts are visited every 10 s)
 }
 
 /// `300ms`, `1.5s`, `2m`.
