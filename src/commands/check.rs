@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Serialize)]
 struct Checked<'a> {
     settings: Vec<Setting<'a>>,
-    notes: &'a [String],
+    notes: &'a [&'a str],
     hosts: Vec<Target<'a>>,
     vcenters: Vec<Target<'a>>,
 }
@@ -39,12 +39,14 @@ struct Target<'a> {
 pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbError> {
     let stop = CancellationToken::new();
     let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), stop.clone()).await;
-    let inventory = watch.map_err(StartError::from)?.subscribe().borrow().clone();
+    let watch = watch.map_err(StartError::from)?;
+    let inventory = watch.subscribe().borrow().clone();
+    let notes: Vec<&str> = loaded.notes.iter().map(String::as_str).chain(watch.skipped()).collect();
     stop.cancel();
     let text = match args.format {
-        CheckFormat::Text => as_text(loaded, &inventory),
+        CheckFormat::Text => as_text(&checked(loaded, &notes, &inventory)),
         CheckFormat::Json => {
-            let mut text = serde_json::to_string_pretty(&checked(loaded, &inventory))
+            let mut text = serde_json::to_string_pretty(&checked(loaded, &notes, &inventory))
                 .map_err(|error| VerbError::Output(error.into()))?;
             text.push('\n');
             text
@@ -54,7 +56,7 @@ pub async fn check(loaded: &Loaded, args: &CheckArgs) -> Result<ExitCode, VerbEr
     Ok(ExitCode::SUCCESS)
 }
 
-fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
+fn checked<'a>(loaded: &'a Loaded, notes: &'a [&'a str], inventory: &'a Inventory) -> Checked<'a> {
     let settings = loaded.origins.iter().map(|origin| Setting {
         key: &origin.key,
         value: &origin.value,
@@ -62,19 +64,13 @@ fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
     });
     let hosts = inventory.hosts.iter().map(|host| Target { address: &host.address, site: &host.site });
     let vcenters = inventory.vcenters.iter().map(|vc| Target { address: &vc.address, site: &vc.site });
-    Checked {
-        settings: settings.collect(),
-        notes: &loaded.notes,
-        hosts: hosts.collect(),
-        vcenters: vcenters.collect(),
-    }
+    Checked { settings: settings.collect(), notes, hosts: hosts.collect(), vcenters: vcenters.collect() }
 }
 
 /// Most targets of one kind that are listed for people; the rest is counted.
 const LISTED: usize = 20;
 
-fn as_text(loaded: &Loaded, inventory: &Inventory) -> String {
-    let checked = checked(loaded, inventory);
+fn as_text(checked: &Checked<'_>) -> String {
     let mut text = String::from("settings\n");
     let width = |of: fn(&Setting<'_>) -> usize| checked.settings.iter().map(of).max().unwrap_or(0);
     let (keys, values) = (width(|s| s.key.len()), width(|s| s.value.len()).min(48));

@@ -38,6 +38,8 @@ const PACES: [(&str, &str); 3] = [
 const INCIDENTS: Duration = Duration::from_secs(4);
 /// Shortest pause between two looks at what arrived.
 const LOOK: Duration = Duration::from_millis(250);
+/// Longest pause between two looks, so that the summary comes in time.
+const IDLE: Duration = Duration::from_secs(1);
 /// What is wrong from the start, and stays.
 const FAULTS: [&str; 3] = ["service-slow=0.04", "service-missing=0.04", "refuse-connection=0.04"];
 
@@ -66,7 +68,7 @@ pub async fn demo(
         told
     };
     let ((), (), told) = tokio::join!(agent, incidents, watching);
-    let summary = told.and_then(|()| output::print(format_args!("{}\n", Story::summary(&sink))));
+    let summary = told.and_then(|()| output::print(format_args!("\n{}\n", Story::total(&sink))));
     scenario.shutdown().await;
     sink.stop().await;
     let _ = summary?;
@@ -170,6 +172,7 @@ async fn tell_what_arrives(
             () = stop.cancelled() => return Ok(()),
             () = &mut end => return Ok(()),
             _ = changes.changed() => {}
+            () = tokio::time::sleep(IDLE) => {}
         }
         for line in story.go_on(sink) {
             if output::print(format_args!("{line}\n"))? == Reader::Gone {

@@ -9,6 +9,7 @@ use crate::simulator::lab::{self, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use crate::simulator::sink::{Signal, Sink, SinkOptions};
+use clap::builder::RangedU64ValueParser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -23,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, clap::Args)]
 pub struct SimulateArgs {
     /// Number of ESXi hosts.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = at_most(65_000))]
     pub hosts: usize,
     /// Number of vCenters.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_most(1_000))]
     pub vcenters: usize,
     /// Same seed, same estate: names, host keys, faults and incidents.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -107,8 +108,9 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         latency: args.latency,
     };
     let (scenario, access) =
-<<<<<<< HEAD
-        scenario_vcenters::start(Scenario::start(spec)?, vcenters).await.map_err(SimulateError::Vcenters)?;
+        scenario_vcenters::start(Scenario::start(spec).map_err(SimulateError::from)?, vcenters)
+            .await
+            .map_err(SimulateError::Vcenters)?;
     let options = SinkOptions { record: false, ..SinkOptions::default() };
     let collector =
         args.collector.then(|| Sink::start(options)).transpose().map_err(SimulateError::Collector)?;
@@ -116,17 +118,8 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
     for file in lab::files(&scenario, &access, &folder, &endpoint) {
         write(&folder, &file)?;
     }
-    tell(&args, &scenario, &access.addresses, &folder, &endpoint);
-=======
-        scenario_vcenters::start(Scenario::start(spec).map_err(SimulateError::from)?, vcenters)
-            .await
-            .map_err(SimulateError::Vcenters)?;
-    for file in lab::files(&scenario, &access, &folder, &args.otlp_endpoint) {
-        write(&folder, &file)?;
-    }
     // A reader that has gone does not end the simulation.
-    let _ = output::print(tell(&args, &scenario, &access.addresses, &folder))?;
->>>>>>> 1b74493 (What the verbs print: a reader that has gone is no error, and nothing panics; the demo's hosts are visited every 10 s)
+    let _ = output::print(tell(&args, &scenario, &access.addresses, &folder, &endpoint))?;
     let incidents = async {
         match args.incidents {
             Some(pace) => scenario.play(pace, cancel.clone()).await,
@@ -197,11 +190,13 @@ fn write(folder: &Path, file: &LabFile) -> Result<(), SimulateError> {
     work().map_err(|source| SimulateError::Write { path: path.clone(), source })
 }
 
-<<<<<<< HEAD
-fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path, endpoint: &str) {
-=======
-fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path) -> String {
->>>>>>> 1b74493 (What the verbs print: a reader that has gone is no error, and nothing panics; the demo's hosts are visited every 10 s)
+fn tell(
+    args: &SimulateArgs,
+    scenario: &Scenario,
+    addresses: &[String],
+    folder: &Path,
+    endpoint: &str,
+) -> String {
     let (fleet, folder) = (&scenario.fleet, folder.display());
     let mut text = String::new();
     let _ = writeln!(text, "{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
@@ -213,22 +208,18 @@ fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: 
     for (vcenter, address) in scenario.vcenters.iter().zip(addresses) {
         let _ = writeln!(text, "  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
     }
-<<<<<<< HEAD
-    println!("  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
-    println!("\nIn another shell:");
-    println!("  set -a; . '{folder}/env'; set +a");
-    println!("  esxi-otel-agent once        # one round, as a table");
-    println!("  esxi-otel-agent run         # pushes to {endpoint}");
-    println!("\nCtrl-C ends the simulation.");
-=======
     let _ = writeln!(text, "  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
     let _ = writeln!(text, "\nIn another shell:");
     let _ = writeln!(text, "  set -a; . '{folder}/env'; set +a");
     let _ = writeln!(text, "  esxi-otel-agent once        # one round, as a table");
-    let _ = writeln!(text, "  esxi-otel-agent run         # pushes to {}", args.otlp_endpoint);
+    let _ = writeln!(text, "  esxi-otel-agent run         # pushes to {endpoint}");
     let _ = writeln!(text, "\nCtrl-C ends the simulation.");
     text
->>>>>>> 1b74493 (What the verbs print: a reader that has gone is no error, and nothing panics; the demo's hosts are visited every 10 s)
+}
+
+/// One process has no room for more.
+fn at_most(most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=most)
 }
 
 /// `300ms`, `1.5s`, `2m`.

@@ -38,6 +38,8 @@ struct Table {
     /// Hashed names and patterns.
     others: Vec<(HostPatterns, PublicKey)>,
     revoked: Vec<(HostPatterns, PublicKey)>,
+    /// Lines that are no entries: how many, and the number of the first.
+    broken: Option<(usize, usize)>,
 }
 
 /// Tells one version of a file from another.
@@ -112,7 +114,9 @@ impl HostKeys {
         work: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let keys = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&keys)).await {
+        let log = tracing::dispatcher::get_default(Clone::clone);
+        let work = move || tracing::dispatcher::with_default(&log, || work(&keys));
+        match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => {
                 Err(Failure::new(FailureReason::HostKeyUnknown, format!("check host key: {error}")))
@@ -157,7 +161,12 @@ impl HostKeys {
             Ok(metadata) if table.stamp == Some(Stamp::from(&metadata)) => Ok(()),
             Ok(_) => {
                 let mut file = File::open(&self.path)?;
-                *table = Table::read(&mut file)?;
+                let told = std::mem::replace(table, Table::read(&mut file)?).broken;
+                // A key that was in such a line is not known any more: that must not go unseen.
+                if let Some((count, first)) = table.broken.filter(|_| table.broken != told) {
+                    let path = self.path.display();
+                    tracing::warn!("{path}:{first}: no known_hosts entry; lines passed over: {count}");
+                }
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -224,13 +233,15 @@ impl Table {
         let mut table = Self { stamp: Some(Stamp::from(&file.metadata()?)), ..Self::default() };
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        for line in String::from_utf8_lossy(&text).lines().map(str::trim) {
+        for (number, line) in String::from_utf8_lossy(&text).lines().map(str::trim).enumerate() {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
             // Tabs are as good as spaces to OpenSSH.
-            let Ok(entry) = line.replace('\t', " ").parse::<Entry>() else { continue };
-            table.add(entry);
+            match line.replace('\t', " ").parse::<Entry>() {
+                Ok(entry) => table.add(entry),
+                Err(_) => table.broken.get_or_insert((0, number + 1)).0 += 1,
+            }
         }
         Ok(table)
     }
