@@ -243,7 +243,7 @@ impl Agent {
         info!(
             hosts = everybody.hosts.len(),
             vcenters = everybody.vcenters.len(),
-            web = ?web.as_ref().map(Web::address),
+            web = web.as_ref().map(|web| tracing::field::display(web.address())),
             "esxi-otel-agent {} runs",
             env!("CARGO_PKG_VERSION")
         );

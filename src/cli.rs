@@ -8,13 +8,16 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 a visit or poll of `once` failed, 2 configuration, inventory or a port is \
+unusable: one line for each problem, on standard error.";
+
 /// OpenTelemetry push agent for VMware ESXi.
 ///
 /// Visits ESXi hosts by SSH (are the critical services running?) and polls vCenters by SOAP (which host is
 /// green, yellow or red?), pushes what it finds over OTLP and serves it to Prometheus. Without a verb it is
 /// the agent (`run`).
 #[derive(Debug, Parser)]
-#[command(name = "esxi-otel-agent", version, max_term_width = 100)]
+#[command(name = "esxi-otel-agent", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Flags of every verb.
     #[command(flatten)]
@@ -26,15 +29,16 @@ pub struct Cli {
 
 /// Flags of every verb. They win over the environment, which wins over the file.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of every verb")]
 pub struct GlobalArgs {
     /// Configuration file (YAML) [environment: CONFIG_FILE]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", display_order = 900)]
     pub config: Option<PathBuf>,
     /// Inventory file (Prometheus file_sd JSON) [environment: ATLAS_FILE]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", display_order = 901)]
     pub atlas: Option<PathBuf>,
     /// Say more: -v what happens, -vv why
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 902)]
     pub verbose: u8,
 }
 
@@ -59,7 +63,7 @@ impl GlobalArgs {
 pub enum Verb {
     /// The agent: visit, poll, push, until SIGTERM (the default)
     Run,
-    /// One round over everything, printed; exit code 1 when anything failed
+    /// One round over everything, printed; exit code 1 when a visit or poll failed
     Once(OnceArgs),
     /// Check configuration and inventory; with --connect log in everywhere once and report
     Check(CheckArgs),
@@ -92,7 +96,7 @@ pub struct OnceArgs {
     #[arg(long, value_enum, default_value_t)]
     pub format: OnceFormat,
     /// Rounds to make; from the second one on the kept sessions are used, the last one is printed
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
     /// Print the time and CPU time of each round to standard error
     #[arg(long)]
@@ -211,13 +215,13 @@ pub struct GuardReleaseArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// Number of simulated hosts
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=3000))]
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=3000))]
     pub hosts: u32,
     /// End after this time (90s, 5m); without it: Ctrl-C ends
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     /// Seed of the faults that come and go
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use esxi_otel_agent::cli::{Cli, Verb};
-use esxi_otel_agent::commands::{self, VerbError};
+use esxi_otel_agent::commands;
 use esxi_otel_agent::config::{Config, Loaded};
 use esxi_otel_agent::telemetry::{Console, Verbosity};
 use std::process::ExitCode;
@@ -77,13 +77,13 @@ async fn run(cli: Cli) -> ExitCode {
             },
         },
         Verb::Demo(args) => commands::demo::demo(&args, verbosity, stop).await,
-        Verb::Simulate(args) => commands::simulate::simulate(args, stop).await.map_err(VerbError::from),
+        Verb::Simulate(args) => commands::simulate::simulate(args, stop).await,
     };
     done.unwrap_or_else(|error| unusable(&error))
 }
 
 fn unusable(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("{error}");
+    commands::output::complain(error);
     ExitCode::from(UNUSABLE)
 }
 

@@ -189,22 +189,25 @@ async fn a_bad_file_at_the_start_is_refused_with_the_place() {
     assert_eq!(site.refusal().await, empty);
 
     site.write("[\n {\"labels\": {\"job\": \"vcen");
-    let cut = "inventory: atlas.json: EOF while parsing a string at line 2 column 25";
+    let cut = "inventory: atlas.json:2:25: ends in the middle: EOF while parsing a string";
     assert_eq!(site.refusal().await, cut);
 
     site.write("{\"labels\": {}}");
-    let map = "inventory: atlas.json: not an array of targets: invalid type: map, expected a sequence at line 1 column 0";
+    let map = "inventory: atlas.json:1:1: is no array of targets: invalid type: map, expected a sequence";
     assert_eq!(site.refusal().await, map);
 
     fs::File::create(site.path()).unwrap().set_len(50_000_001).unwrap();
-    assert_eq!(site.refusal().await, "inventory: atlas.json: is larger than 50000000 bytes");
+    assert_eq!(
+        site.refusal().await,
+        "inventory: atlas.json: is larger than 50 MB, the limit of an inventory file"
+    );
 
     fs::remove_file(site.path()).unwrap();
     let gone = "inventory: atlas.json: cannot be read: No such file or directory (os error 2)";
     assert_eq!(site.refusal().await, gone);
 
     fs::create_dir(site.path()).unwrap();
-    assert_eq!(site.refusal().await, "inventory: atlas.json: is a directory");
+    assert_eq!(site.refusal().await, "inventory: atlas.json: is a directory; a JSON file is needed");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 mod connect;
 mod connections;
 
-use super::VerbError;
+use super::{VerbError, output};
 use crate::agent::StartError;
 use crate::cli::{CheckArgs, CheckFormat};
 use crate::config::Loaded;
@@ -11,14 +11,13 @@ use crate::inventory::{Endpoint, Inventory, InventoryWatch};
 use crate::stats::Stats;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Serialize)]
 struct Checked<'a> {
     settings: Vec<Setting<'a>>,
-    notes: &'a [String],
+    notes: &'a [&'a str],
     hosts: Vec<Target<'a>>,
     vcenters: Vec<Target<'a>>,
 }
@@ -50,21 +49,23 @@ pub async fn check(
 ) -> Result<ExitCode, VerbError> {
     let read = CancellationToken::new();
     let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), read.clone()).await;
-    let inventory = watch.map_err(StartError::from)?.subscribe().borrow().clone();
+    let watch = watch.map_err(StartError::from)?;
+    let inventory = watch.subscribe().borrow().clone();
+    let notes: Vec<&str> = loaded.notes.iter().map(String::as_str).chain(watch.skipped()).collect();
     read.cancel();
     if args.connect {
         return connected(loaded, &inventory, args, stop).await;
     }
     let text = match args.format {
-        CheckFormat::Text => as_text(loaded, &inventory),
+        CheckFormat::Text => as_text(&checked(loaded, &notes, &inventory)),
         CheckFormat::Json => {
-            let mut text = serde_json::to_string_pretty(&checked(loaded, &inventory))
+            let mut text = serde_json::to_string_pretty(&checked(loaded, &notes, &inventory))
                 .map_err(|error| VerbError::Output(error.into()))?;
             text.push('\n');
             text
         }
     };
-    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    let _ = output::print(text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -81,11 +82,11 @@ async fn connected(
             serde_json::to_string_pretty(&found).map_err(|error| VerbError::Output(error.into()))? + "\n"
         }
     };
-    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    let _ = output::print(text)?;
     Ok(if found.failed() == 0 && !stop.is_cancelled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
+fn checked<'a>(loaded: &'a Loaded, notes: &'a [&'a str], inventory: &'a Inventory) -> Checked<'a> {
     let settings = loaded.origins.iter().map(|origin| Setting {
         key: &origin.key,
         value: &origin.value,
@@ -98,19 +99,13 @@ fn checked<'a>(loaded: &'a Loaded, inventory: &'a Inventory) -> Checked<'a> {
     };
     let hosts = inventory.hosts.iter().map(|host| target(&host.address, &host.site, &host.endpoint));
     let vcenters = inventory.vcenters.iter().map(|vc| target(&vc.address, &vc.site, &vc.endpoint));
-    Checked {
-        settings: settings.collect(),
-        notes: &loaded.notes,
-        hosts: hosts.collect(),
-        vcenters: vcenters.collect(),
-    }
+    Checked { settings: settings.collect(), notes, hosts: hosts.collect(), vcenters: vcenters.collect() }
 }
 
 /// Most targets of one kind that are listed for people; the rest is counted.
 const LISTED: usize = 20;
 
-fn as_text(loaded: &Loaded, inventory: &Inventory) -> String {
-    let checked = checked(loaded, inventory);
+fn as_text(checked: &Checked<'_>) -> String {
     let mut text = String::from("settings\n");
     let width = |of: fn(&Setting<'_>) -> usize| checked.settings.iter().map(of).max().unwrap_or(0);
     let (keys, values) = (width(|s| s.key.len()), width(|s| s.value.len()).min(48));

@@ -4,6 +4,7 @@
 mod story;
 
 use super::VerbError;
+use super::output::{self, Reader};
 use crate::accounts::Secret;
 use crate::agent::Agent;
 use crate::cli::DemoArgs;
@@ -26,12 +27,19 @@ use story::Story;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// Pause between two visits, polls and exports: a minute is long for somebody who watches.
-const INTERVAL: &str = "5s";
+/// Paces for somebody who watches, to whom a minute is long. Those of the hosts are limited by the
+/// time-outs, which are shares of the interval: a slow script must be seen to be slow, and not be cut.
+const PACES: [(&str, &str); 3] = [
+    ("collectors.overall_state_collector.interval", "5s"),
+    ("collectors.critical_service_collector.interval", "10s"),
+    ("otlp.interval", "5s"),
+];
 /// About so often something breaks.
 const INCIDENTS: Duration = Duration::from_secs(4);
 /// Shortest pause between two looks at what arrived.
 const LOOK: Duration = Duration::from_millis(250);
+/// Longest pause between two looks, so that the summary comes in time.
+const IDLE: Duration = Duration::from_secs(1);
 /// What is wrong from the start, and stays.
 const FAULTS: [&str; 3] = ["service-slow=0.04", "service-missing=0.04", "refuse-connection=0.04"];
 
@@ -48,20 +56,22 @@ pub async fn demo(
     let sink = Sink::start(SinkOptions::default()).map_err(|error| simulator("the Collector", &error))?;
     let (scenario, config) = estate(args, &folder, &sink).await?;
     let agent = Agent::build(Arc::new(config), Vec::new(), Some(Console::stderr(verbosity))).await?;
-    greet(&scenario, &agent);
+    let _ = output::print(greeting(&scenario, &agent))?;
 
     let agent_stop = CancellationToken::new();
     let agent = agent.run(agent_stop.clone());
     let incidents = scenario.play(INCIDENTS, stop.clone());
     let watching = async {
-        tell_what_arrives(&sink, &scenario, args.duration, &stop).await;
+        let told = tell_what_arrives(&sink, &scenario, args.duration, &stop).await;
         agent_stop.cancel();
         stop.cancel();
+        told
     };
-    tokio::join!(agent, incidents, watching);
-    println!("{}", Story::summary(&sink));
+    let ((), (), told) = tokio::join!(agent, incidents, watching);
+    let summary = told.and_then(|()| output::print(format_args!("\n{}\n", Story::total(&sink))));
     scenario.shutdown().await;
     sink.stop().await;
+    let _ = summary?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -102,12 +112,8 @@ fn load(
         std::fs::write(folder.join(file.name), &file.text)?;
     }
     let mut overrides = Overrides::default();
-    for key in [
-        "collectors.overall_state_collector.interval",
-        "collectors.critical_service_collector.interval",
-        "otlp.interval",
-    ] {
-        overrides.set(key, "demo", INTERVAL);
+    for (key, pace) in PACES {
+        overrides.set(key, "demo", pace);
     }
     overrides.set("otlp.traces.keep.slower_than", "demo", "1s");
     overrides.set("prometheus.listen", "demo", "127.0.0.1:0");
@@ -132,16 +138,16 @@ fn simulator(what: &str, error: &dyn std::fmt::Display) -> VerbError {
     VerbError::Simulator(format!("{what}: {error}"))
 }
 
-fn greet(scenario: &Scenario, agent: &Agent) {
-    println!(
-        "{} ESXi hosts and {} vCenters are simulated, faults come and go. What follows is what a Collector receives.",
-        scenario.hosts.len(),
-        scenario.vcenters.len(),
-    );
-    if let Some(web) = agent.handle().web {
-        println!("Prometheus page: http://{web}/metrics     Ctrl-C ends.");
-    }
-    println!();
+fn greeting(scenario: &Scenario, agent: &Agent) -> String {
+    let (hosts, vcenters) = (scenario.hosts.len(), scenario.vcenters.len());
+    let page = match agent.handle().web {
+        Some(web) => format!("Prometheus page: http://{web}/metrics\n"),
+        None => String::new(),
+    };
+    format!(
+        "{hosts} ESXi hosts and {vcenters} vCenters are simulated, faults come and go.\n\
+         What follows is what a Collector receives. Ctrl-C ends.\n{page}\n"
+    )
 }
 
 async fn tell_what_arrives(
@@ -149,7 +155,7 @@ async fn tell_what_arrives(
     scenario: &Scenario,
     duration: Option<Duration>,
     stop: &CancellationToken,
-) {
+) -> Result<(), VerbError> {
     let names: BTreeMap<String, String> =
         scenario.hosts.iter().map(|host| (host.address.to_string(), host.name.clone())).collect();
     let mut story = Story::new(names);
@@ -163,12 +169,15 @@ async fn tell_what_arrives(
     tokio::pin!(end);
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
-            () = &mut end => return,
+            () = stop.cancelled() => return Ok(()),
+            () = &mut end => return Ok(()),
             _ = changes.changed() => {}
+            () = tokio::time::sleep(IDLE) => {}
         }
         for line in story.go_on(sink) {
-            println!("{line}");
+            if output::print(format_args!("{line}\n"))? == Reader::Gone {
+                return Ok(());
+            }
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -1,13 +1,12 @@
 //! `guard`: what the guard remembers, and opening by hand.
 
-use super::VerbError;
+use super::{VerbError, output};
 use crate::accounts::guard::{self, CredentialId, Remembered, Scope};
 use crate::cli::{GuardArgs, GuardFormat, GuardReleaseArgs, GuardVerb};
 use crate::config::Config;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -41,7 +40,7 @@ pub async fn guard(config: &Config, args: &GuardArgs) -> Result<ExitCode, VerbEr
     };
     let done = tokio::task::spawn_blocking(work).await;
     let (text, code) = done.map_err(|error| VerbError::Output(error.into()))??;
-    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    let _ = output::print(text)?;
     Ok(code)
 }
 

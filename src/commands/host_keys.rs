@@ -1,11 +1,10 @@
 //! `host-keys`: what host keys are known, and how to forget one.
 
-use super::VerbError;
+use super::{VerbError, output};
 use crate::cli::{CheckFormat, HostKeysArgs, HostKeysVerb};
 use crate::inventory::Endpoint;
 use crate::ssh::host_keys::{self, Forgotten, KnownKey, KnownKeys};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,7 +26,7 @@ pub fn host_keys(path: &Path, port: u16, args: &HostKeysArgs) -> Result<ExitCode
             (told(path, &host, &forgotten), !forgotten.removed.is_empty())
         }
     };
-    std::io::stdout().lock().write_all(text.as_bytes()).map_err(VerbError::Output)?;
+    let _ = output::print(text)?;
     Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

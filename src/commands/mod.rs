@@ -5,6 +5,7 @@ pub mod demo;
 pub mod guard;
 pub mod host_keys;
 pub mod once;
+pub mod output;
 pub mod report;
 pub mod run;
 pub mod simulate;

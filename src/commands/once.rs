@@ -1,13 +1,12 @@
 //! `once`: one round over everything, printed.
 
-use super::VerbError;
 use super::report::Report;
+use super::{VerbError, output};
 use crate::agent::Rounds;
 use crate::cli::{OnceArgs, OnceFormat};
 use crate::config::Config;
 use crate::telemetry::catalog;
 use crate::telemetry::prometheus::{Format, Page};
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +28,7 @@ pub async fn once(
     let inventory = rounds.inventory();
     let total = rounds.targets();
     if let Some(line) = rounds.shortage_of_files() {
-        eprintln!("{line}");
+        output::complain(line);
     }
     for round in 1..=args.rounds {
         let message =
@@ -45,9 +44,9 @@ pub async fn once(
         if args.timings {
             let (took, cpu) = (started.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
             let each = cpu * 1000.0 / total.max(1) as f64;
-            eprintln!(
+            output::complain(format_args!(
                 "round {round}: {took:.3} s, {cpu:.3} s of CPU time, {each:.3} ms of CPU time for each of {total} targets"
-            );
+            ));
         }
         if !ended {
             break;
@@ -62,7 +61,7 @@ pub async fn once(
         OnceFormat::Json => json(&report)?,
         OnceFormat::Prometheus => prometheus(&rounds),
     };
-    std::io::stdout().lock().write_all(page.as_bytes()).map_err(VerbError::Output)?;
+    let _ = output::print(page)?;
     Ok(if report.failed() == 0 && !stop.is_cancelled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -113,7 +113,7 @@ impl Report {
                 let took = format!("{:.2} s", row.outcome.seconds);
                 table.add_row(cells.into_iter().chain(services).chain([took.as_str()]));
             }
-            let _ = writeln!(text, "{table}");
+            let _ = writeln!(text, "{}", table.trim_fmt());
         }
         if self.vcenters.iter().any(|row| !row.hosts.is_empty()) {
             let mut table = table();
@@ -126,7 +126,7 @@ impl Report {
                     [&vcenter.vcenter, host, state.overall_status, &state.connection_state, maintenance];
                 table.add_row(cells);
             }
-            let _ = writeln!(text, "{table}");
+            let _ = writeln!(text, "{}", table.trim_fmt());
         }
         if !self.vcenters.is_empty() {
             let mut table = table();
@@ -135,19 +135,27 @@ impl Report {
                 let (hosts, took) = (row.hosts.len().to_string(), format!("{:.2} s", row.outcome.seconds));
                 table.add_row([&row.vcenter, &row.site, row.outcome.word(), &hosts, &took]);
             }
-            let _ = writeln!(text, "{table}");
+            let _ = writeln!(text, "{}", table.trim_fmt());
         }
         for message in self.failures() {
             let _ = writeln!(text, "{message}");
         }
         let (hosts, vcenters, failed) = (self.hosts.len(), self.vcenters.len(), self.failed());
-        let _ = writeln!(text, "{hosts} hosts visited, {vcenters} vCenters polled, {failed} failed");
+        let not_asked = self.outcomes().filter(|outcome| !outcome.was_asked()).count();
+        let not_asked =
+            if not_asked > 0 { format!(", {not_asked} of them not asked") } else { String::new() };
+        let _ = writeln!(text, "{hosts} hosts and {vcenters} vCenters, {failed} failed{not_asked}");
         text
     }
 
+    fn outcomes(&self) -> impl Iterator<Item = &OutcomeRow> {
+        let vcenters = self.vcenters.iter().map(|row| &row.outcome);
+        self.hosts.iter().map(|row| &row.outcome).chain(vcenters)
+    }
+
     fn failures(&self) -> impl Iterator<Item = &String> {
-        let hosts = self.hosts.iter().filter_map(|row| row.outcome.message.as_ref());
-        hosts.chain(self.vcenters.iter().filter_map(|row| row.outcome.message.as_ref()))
+        let asked = self.outcomes().filter(|outcome| outcome.was_asked());
+        asked.filter_map(|outcome| outcome.message.as_ref())
     }
 }
 
@@ -164,6 +172,11 @@ impl OutcomeRow {
             return Self { up: false, seconds: 0.0, reason: None, message };
         };
         Self::new(status.failure.as_ref(), status.duration.as_secs_f64())
+    }
+
+    /// Not if the round was stopped before.
+    fn was_asked(&self) -> bool {
+        self.up || self.reason.is_some()
     }
 
     pub(super) fn word(&self) -> &str {
@@ -183,7 +196,8 @@ pub(super) fn dense_table() -> Table {
 
 fn table() -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    // Without lines between the rows: twice as many hosts on the screen.
+    table.load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
     table
 }
 

@@ -1,6 +1,7 @@
 //! `simulate`: a simulated estate for trying one's own pipeline, for tests and for benchmarks. Writes the
 //! files that an agent needs to visit it, and serves until it is told to end.
 
+use super::{VerbError, output};
 use crate::accounts::Secret;
 use crate::simulator::faults::FaultShare;
 use crate::simulator::host::{FleetError, FleetSpec, HostKeys};
@@ -8,7 +9,9 @@ use crate::simulator::lab::{self, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use crate::simulator::sink::{Signal, Sink, SinkOptions};
+use clap::builder::RangedU64ValueParser;
 use rand::distr::{Alphanumeric, SampleString as _};
+use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -21,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, clap::Args)]
 pub struct SimulateArgs {
     /// Number of ESXi hosts.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = at_most(65_000))]
     pub hosts: usize,
     /// Number of vCenters.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_most(1_000))]
     pub vcenters: usize,
     /// Same seed, same estate: names, host keys, faults and incidents.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -82,7 +85,10 @@ pub enum SimulateError {
 }
 
 /// Serves a simulated estate until `cancel`, SIGINT or SIGTERM.
-pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<ExitCode, SimulateError> {
+///
+/// # Errors
+/// When a peer can't be started, a file can't be written, or standard output can't.
+pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<ExitCode, VerbError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(SimulateError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(SimulateError::Signal)?;
     let folder = make_folder(&args.out)?;
@@ -102,7 +108,9 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         latency: args.latency,
     };
     let (scenario, access) =
-        scenario_vcenters::start(Scenario::start(spec)?, vcenters).await.map_err(SimulateError::Vcenters)?;
+        scenario_vcenters::start(Scenario::start(spec).map_err(SimulateError::from)?, vcenters)
+            .await
+            .map_err(SimulateError::Vcenters)?;
     let options = SinkOptions { record: false, ..SinkOptions::default() };
     let collector =
         args.collector.then(|| Sink::start(options)).transpose().map_err(SimulateError::Collector)?;
@@ -110,7 +118,8 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
     for file in lab::files(&scenario, &access, &folder, &endpoint) {
         write(&folder, &file)?;
     }
-    tell(&args, &scenario, &access.addresses, &folder, &endpoint);
+    // A reader that has gone does not end the simulation.
+    let _ = output::print(tell(&args, &scenario, &access.addresses, &folder, &endpoint))?;
     let incidents = async {
         match args.incidents {
             Some(pace) => scenario.play(pace, cancel.clone()).await,
@@ -181,23 +190,36 @@ fn write(folder: &Path, file: &LabFile) -> Result<(), SimulateError> {
     work().map_err(|source| SimulateError::Write { path: path.clone(), source })
 }
 
-fn tell(args: &SimulateArgs, scenario: &Scenario, addresses: &[String], folder: &Path, endpoint: &str) {
+fn tell(
+    args: &SimulateArgs,
+    scenario: &Scenario,
+    addresses: &[String],
+    folder: &Path,
+    endpoint: &str,
+) -> String {
     let (fleet, folder) = (&scenario.fleet, folder.display());
-    println!("{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
+    let mut text = String::new();
+    let _ = writeln!(text, "{} hosts and {} vCenters are up.", fleet.len(), args.vcenters);
     if let Some(last) = fleet.len().checked_sub(1) {
-        println!("  hosts      {} to {}, port {}", fleet.ip(0), fleet.ip(last), fleet.port());
+        let _ = writeln!(text, "  hosts      {} to {}, port {}", fleet.ip(0), fleet.ip(last), fleet.port());
         let (user, _) = scenario.account();
-        println!("  by hand    ssh -p {} {user}@{}", fleet.port(), fleet.ip(0));
+        let _ = writeln!(text, "  by hand    ssh -p {} {user}@{}", fleet.port(), fleet.ip(0));
     }
     for (vcenter, address) in scenario.vcenters.iter().zip(addresses) {
-        println!("  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
+        let _ = writeln!(text, "  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
     }
-    println!("  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
-    println!("\nIn another shell:");
-    println!("  set -a; . '{folder}/env'; set +a");
-    println!("  esxi-otel-agent once        # one round, as a table");
-    println!("  esxi-otel-agent run         # pushes to {endpoint}");
-    println!("\nCtrl-C ends the simulation.");
+    let _ = writeln!(text, "  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
+    let _ = writeln!(text, "\nIn another shell:");
+    let _ = writeln!(text, "  set -a; . '{folder}/env'; set +a");
+    let _ = writeln!(text, "  esxi-otel-agent once        # one round, as a table");
+    let _ = writeln!(text, "  esxi-otel-agent run         # pushes to {endpoint}");
+    let _ = writeln!(text, "\nCtrl-C ends the simulation.");
+    text
+}
+
+/// One process has no room for more.
+fn at_most(most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=most)
 }
 
 /// `300ms`, `1.5s`, `2m`.

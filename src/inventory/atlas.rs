@@ -11,7 +11,8 @@ use super::{Endpoint, Host, Vcenter};
 use regex::Regex;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use std::collections::BTreeMap;
+use serde_json::error::Category;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
@@ -30,6 +31,22 @@ pub(super) struct Skipped(BTreeMap<String, (usize, String)>);
 impl Skipped {
     fn add(&mut self, reason: String, example: impl FnOnce() -> String) {
         self.0.entry(reason).or_insert_with(|| (0, example())).0 += 1;
+    }
+
+    /// Takes out and counts those whose address stands there already, but with another site. (Rows that
+    /// agree are one target, and nothing to be told.)
+    fn contradictions<T>(&mut self, sorted: &mut Vec<T>, of: impl Fn(&T) -> (&Arc<str>, &Arc<str>)) {
+        let mut sites: HashMap<String, Arc<str>> = HashMap::new();
+        sorted.retain(|target| {
+            let (address, site) = of(target);
+            let known = sites.entry(address.to_ascii_lowercase()).or_insert_with(|| Arc::clone(site));
+            let agrees = known == site;
+            if !agrees {
+                let example = || format!("{address}, {site:?} beside {known:?}");
+                self.add("address of another row, with another site".to_owned(), example);
+            }
+            agrees
+        });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -125,14 +142,13 @@ impl AddressTemplate {
 /// Reads a file's content. Rows of other jobs are passed over in silence.
 ///
 /// # Errors
-/// What the content is instead of a JSON array, with line and column.
+/// What the content is instead of a JSON array.
 pub(super) fn parse(
     content: &[u8],
     template: &AddressTemplate,
     only: &BTreeMap<String, Vec<String>>,
-) -> Result<Atlas, String> {
-    let rows: Vec<Lenient<Row>> = serde_json::from_slice(content)
-        .map_err(|e| if e.is_data() { format!("not an array of targets: {e}") } else { e.to_string() })?;
+) -> Result<Atlas, Unreadable> {
+    let rows: Vec<Lenient<Row>> = serde_json::from_slice(content).map_err(|e| Unreadable::of(&e, content))?;
     let mut atlas = Atlas::default();
     for (number, row) in rows.into_iter().enumerate() {
         let Lenient::Right(row) = row else {
@@ -151,7 +167,39 @@ pub(super) fn parse(
     // The order of the rows is random. Which one of two with the same address stays must not be.
     atlas.hosts.sort_by(|a, b| (&a.address, &a.labels).cmp(&(&b.address, &b.labels)));
     atlas.vcenters.sort_by(|a, b| (&a.address, &a.site).cmp(&(&b.address, &b.site)));
+    let Atlas { hosts, vcenters, skipped } = &mut atlas;
+    skipped.contradictions(hosts, |host| (&host.address, &host.site));
+    skipped.contradictions(vcenters, |vcenter| (&vcenter.address, &vcenter.site));
     Ok(atlas)
+}
+
+/// Why a file's content is of no use, and where.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    line: usize,
+    column: usize,
+    why: String,
+}
+
+impl Unreadable {
+    fn of(error: &serde_json::Error, content: &[u8]) -> Self {
+        let text = error.to_string();
+        let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+        let why = match error.classify() {
+            Category::Eof if content.trim_ascii().is_empty() => "is empty; a JSON array is needed".to_owned(),
+            Category::Eof => format!("ends in the middle: {what}"),
+            Category::Data => format!("is no array of targets: {what}"),
+            Category::Syntax | Category::Io => format!("is no JSON: {what}"),
+        };
+        Self { line: error.line().max(1), column: error.column().max(1), why }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    /// What follows the name of the file: `:2:25: is no JSON: …`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, ":{}:{}: {}", self.line, self.column, self.why)
+    }
 }
 
 #[derive(Deserialize)]

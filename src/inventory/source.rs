@@ -23,6 +23,9 @@ const FILE_LIMIT: u64 = 50_000_000;
 /// A file system that does not answer for this long counts as an error.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Before the list of rows that can't be used.
+const SKIPPED: &str = "inventory: rows of the atlas that can't be used: ";
+
 /// Number of targets.
 pub static TARGETS: MetricDef = MetricDef {
     name: "esxi.agent.targets",
@@ -61,6 +64,7 @@ pub struct InventoryError(String);
 /// The inventory, kept up to date by a task of its own.
 #[derive(Debug)]
 pub struct InventoryWatch {
+    skipped: Option<String>,
     inventory: watch::Receiver<Arc<Inventory>>,
     poll_now: mpsc::Sender<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
@@ -83,13 +87,20 @@ impl InventoryWatch {
             None => atlas::Atlas::default(),
         };
         let first = watcher.accept(atlas);
+        let skipped = watcher.skipped.clone();
         let (sender, inventory) = watch::channel(Arc::new(first));
         let (poll_now, requests) = mpsc::channel(1);
         let task = config.atlas.is_some().then(|| {
             let watching = watcher.watch(sender, requests, cancel);
             tokio::spawn(watching.with_current_subscriber())
         });
-        Ok(Self { inventory, poll_now, task })
+        Ok(Self { skipped, inventory, poll_now, task })
+    }
+
+    /// Which rows of the atlas could not be used when it was read first: by reason, how many and an
+    /// example. The log has it as well.
+    pub fn skipped(&self) -> Option<&str> {
+        self.skipped.as_deref()
     }
 
     /// The inventory of now and all later ones. A new one is sent only when its meaning has changed.
@@ -129,7 +140,7 @@ struct Watcher {
 }
 
 /// What one look at the file brought; `None`: it has not changed.
-type Look = Result<Option<(FileStamp, Result<atlas::Atlas, String>)>, String>;
+type Look = Result<Option<(FileStamp, Result<atlas::Atlas, atlas::Unreadable>)>, String>;
 
 impl Watcher {
     fn new(config: InventoryConfig, stats: Arc<Stats>) -> Result<Self, InventoryError> {
@@ -214,7 +225,7 @@ impl Watcher {
         };
         let named = |why: String| format!("{}: {why}", path.display());
         let Some((stamp, parsed)) = read.map_err(named)? else { return Ok(None) };
-        let atlas = parsed.map_err(named)?;
+        let atlas = parsed.map_err(|place| format!("{}{place}", path.display()))?;
         if atlas.hosts.is_empty() && atlas.vcenters.is_empty() {
             let skipped = if atlas.skipped.is_empty() { "" } else { "; skipped: " };
             return Err(named(format!(
@@ -228,9 +239,9 @@ impl Watcher {
 
     /// Makes the inventory of what the atlas says and the configuration adds, and counts it.
     fn accept(&mut self, atlas: atlas::Atlas) -> Inventory {
-        let skipped = (!atlas.skipped.is_empty()).then(|| atlas.skipped.to_string());
+        let skipped = (!atlas.skipped.is_empty()).then(|| format!("{SKIPPED}{}", atlas.skipped));
         if let Some(skipped) = skipped.as_ref().filter(|_| skipped != self.skipped) {
-            tracing::warn!("inventory: rows of the atlas that can't be used: {skipped}");
+            tracing::warn!("{skipped}");
         }
         self.skipped = skipped;
         let hosts = self.hosts.iter().cloned().chain(atlas.hosts).collect();
@@ -286,13 +297,13 @@ fn read_if_changed(path: &Path, known: Option<&FileStamp>) -> Result<Option<(Fil
         return Ok(None);
     }
     if metadata.is_dir() {
-        return Err("is a directory".to_owned());
+        return Err("is a directory; a JSON file is needed".to_owned());
     }
     let mut content = Vec::new();
     let file = File::open(path).map_err(cannot)?;
     file.take(FILE_LIMIT + 1).read_to_end(&mut content).map_err(cannot)?;
     if content.len() as u64 > FILE_LIMIT {
-        return Err(format!("is larger than {FILE_LIMIT} bytes"));
+        return Err(format!("is larger than {} MB, the limit of an inventory file", FILE_LIMIT / 1_000_000));
     }
     Ok(Some((FileStamp::of(&metadata), content)))
 }

@@ -1,12 +1,15 @@
 //! An estate to visit: simulated hosts, vCenters and a Collector, and the agent that a configuration makes.
 
 use super::{LIMIT, in_time};
+use esxi_otel_agent::accounts::Secret;
 use esxi_otel_agent::agent::{Agent, AgentHandle};
 use esxi_otel_agent::config::{Config, Loaded, Sources};
 use esxi_otel_agent::simulator::host::{FleetHandle, FleetSpec};
 use esxi_otel_agent::simulator::sink::{Sink, SinkOptions};
 use esxi_otel_agent::simulator::vcenter::{Authority, VcenterHandle, VcenterSim, VcenterSpec};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -19,12 +22,22 @@ pub struct Estate {
     pub vcenters: Vec<VcenterHandle>,
     pub sink: Sink,
     pub folder: TempDir,
+    password: Option<String>,
 }
 
 impl Estate {
     /// Healthy hosts, all in each of the vCenters, and a Collector.
     pub async fn new(hosts: usize, vcenters: usize) -> Self {
-        let fleet = super::fleet(FleetSpec { hosts, ..FleetSpec::default() });
+        Self::with_password(hosts, vcenters, None).await
+    }
+
+    /// The same, where all accounts have this password.
+    pub async fn with_password(hosts: usize, vcenters: usize, password: Option<&str>) -> Self {
+        let mut spec = FleetSpec { hosts, ..FleetSpec::default() };
+        if let Some(password) = password {
+            spec.password = Secret::new(password);
+        }
+        let fleet = super::fleet(spec);
         let authority = Authority::new("estate").unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
@@ -35,10 +48,14 @@ impl Estate {
                 spec = spec.host("dc", "cluster", fleet.ip(host).to_string());
             }
             spec.authority = Some(authority.clone());
+            if let Some(password) = password {
+                spec.password = password.to_owned();
+            }
             running.push(VcenterSim::start(spec).await.unwrap());
         }
         let sink = Sink::start(SinkOptions::default()).unwrap();
-        let estate = Self { fleet, vcenters: running, sink, folder };
+        let password = password.map(str::to_owned);
+        let estate = Self { fleet, vcenters: running, sink, folder, password };
         estate.write_atlas(0..hosts);
         estate
     }
@@ -65,6 +82,20 @@ impl Estate {
     /// The configuration of an agent for this estate, which asks once an hour unless `changes` (lines of
     /// YAML, one `key.path: value` each) say otherwise.
     pub fn config(&self, changes: &[(&str, &str)]) -> Loaded {
+        let (file, env) = self.write_config();
+        let mut sources =
+            Sources { config: Some(file), env, host_name: "test".to_owned(), ..Sources::default() };
+        for (key, value) in changes {
+            match key.strip_prefix('$') {
+                Some(variable) => drop(sources.env.insert(variable.to_owned(), value.into())),
+                None => sources.overrides.set(key, "test", value),
+            }
+        }
+        Config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Writes the configuration's file; returns its path and the variables that go with it.
+    pub fn write_config(&self) -> (PathBuf, BTreeMap<String, OsString>) {
         let vcenters: Vec<String> = self
             .vcenters
             .iter()
@@ -92,24 +123,14 @@ prometheus: {{listen: '127.0.0.1:0'}}
         std::fs::write(&file, text).unwrap();
         let account = FleetSpec::default();
         let vcenter = VcenterSpec::new("");
-        let env: BTreeMap<String, _> = [
-            ("ESXI_USER", account.user.as_str()),
-            ("ESXI_PASSWORD", account.password.expose()),
-            ("VCENTER_USER", &vcenter.user),
-            ("VCENTER_PASSWORD", &vcenter.password),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect();
-        let mut sources =
-            Sources { config: Some(file), env, host_name: "test".to_owned(), ..Sources::default() };
-        for (key, value) in changes {
-            match key.strip_prefix('$') {
-                Some(variable) => drop(sources.env.insert(variable.to_owned(), value.into())),
-                None => sources.overrides.set(key, "test", value),
-            }
-        }
-        Config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
+        let password = |own: &str| self.password.as_deref().unwrap_or(own).to_owned();
+        let env = [
+            ("ESXI_USER", account.user.clone()),
+            ("ESXI_PASSWORD", password(account.password.expose())),
+            ("VCENTER_USER", vcenter.user.clone()),
+            ("VCENTER_PASSWORD", password(&vcenter.password)),
+        ];
+        (file, env.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect())
     }
 
     /// An agent that runs until [`RunningAgent::stop`].

@@ -4,15 +4,19 @@
 use crate::simulator::sink::{Seen, Series, Signal, Sink, Span};
 use jiff::Zoned;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Pause between two summaries.
 const SUMMARY: Duration = Duration::from_secs(5);
 /// A visit that took longer is told with the span that took longest.
 const SLOW: Duration = Duration::from_secs(1);
-/// What is told of first results in one go is a summary's matter.
+/// What is good at first is a summary's matter.
 const FIRST: Duration = Duration::from_secs(6);
+/// So long first results are gathered, to be told in one go.
+const GATHERED: Duration = Duration::from_secs(3);
+/// From so many hosts on the same is told once for all of them.
+const MANY: usize = 4;
 
 /// Remembers what was told.
 pub struct Story {
@@ -34,6 +38,9 @@ impl Story {
 
     /// The lines about what is new since the last look.
     pub fn go_on(&mut self, sink: &Sink) -> Vec<String> {
+        if self.started.elapsed() < GATHERED {
+            return Vec::new();
+        }
         let mut lines = sink.seen(|seen| {
             let mut lines = self.states(seen);
             lines.extend(self.slow_visits(seen));
@@ -41,7 +48,7 @@ impl Story {
         });
         if self.summary.elapsed() >= SUMMARY {
             self.summary = Instant::now();
-            lines.push(line("received", "", &Self::summary(sink)));
+            lines.push(format!("{}  {}", now(), Self::summary(sink)));
         }
         lines
     }
@@ -62,7 +69,7 @@ impl Story {
             ("esxi.critical_service.status", "service", runs),
             ("esxi.overall_status", "overall status", colour),
         ];
-        let mut lines = Vec::new();
+        let mut changes: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
         for (metric, what, word) in metrics {
             for (series, points) in seen.series(metric, &[]) {
                 let Some(value) = points.back().and_then(|point| point.value) else { continue };
@@ -76,13 +83,16 @@ impl Story {
                     Some(before) => format!("{} → {}", word(before), word(value)),
                     None => word(value).to_owned(),
                 };
-                if let Some(reason) = reason(seen, metric, series).filter(|_| value == 0.0) {
-                    let _ = write!(text, " ({reason})");
+                match reason(seen, metric, series).filter(|_| value == 0.0) {
+                    // It is a state of its own, although its value is that of a stopped one.
+                    Some(reason) if reason == "not_installed" => text = "not installed".to_owned(),
+                    Some(reason) => text = format!("{text} ({reason})"),
+                    None => {}
                 }
-                lines.push(line(&self.who(series), what, &text));
+                changes.entry((what.to_owned(), text)).or_default().push(self.who(series));
             }
         }
-        lines
+        told(changes)
     }
 
     /// Visits that took long, each with the one of its spans below that took longest.
@@ -99,11 +109,10 @@ impl Story {
             let parts = of_trace.filter(|span| !matches!(&*span.name, "visit" | "ssh.exec"));
             let Some(longest) = parts.max_by_key(|span| span.took) else { continue };
             let text = format!(
-                "{:.1} s, {:.1} s of it: {} (trace {})",
+                "{:.1} s, {:.1} s in {}",
                 visit.took.as_secs_f64(),
                 longest.took.as_secs_f64(),
                 longest.name,
-                trace.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
             );
             lines.push(line(&self.who(&visit.attributes), "slow visit", &text));
         }
@@ -117,29 +126,53 @@ impl Story {
         self.names.get(address).map_or(address, String::as_str).to_owned()
     }
 
-    /// What has arrived in all, and how the fleet is.
-    pub fn summary(sink: &Sink) -> String {
+    /// How the fleet is, by what has arrived.
+    fn summary(sink: &Sink) -> String {
         sink.seen(|seen| {
-            let count = |metric: &str, value: f64| {
+            let now = |metric: &str| -> Vec<f64> {
                 let series = seen.series(metric, &[]);
-                series.filter(|(_, points)| points.back().is_some_and(|p| p.value == Some(value))).count()
+                series.filter_map(|(_, points)| points.back().and_then(|point| point.value)).collect()
             };
-            let messages = seen.messages.iter().filter(|message| message.signal == Signal::Metrics).count();
+            let count = |values: &[f64], wanted: f64| values.iter().filter(|value| **value == wanted).count();
+            let hosts = now("esxi.host.ssh.up");
+            let services = now("esxi.critical_service.status");
+            let status = now("esxi.overall_status");
             format!(
-                "{} points in {messages} messages, {} spans; hosts {} up {} down; services {} running {} stopped; \
-                 status {} green {} yellow {} red",
-                seen.points(),
-                seen.spans.len(),
-                count("esxi.host.ssh.up", 1.0),
-                count("esxi.host.ssh.up", 0.0),
-                count("esxi.critical_service.status", 1.0),
-                count("esxi.critical_service.status", 0.0),
-                count("esxi.overall_status", 2.0),
-                count("esxi.overall_status", 1.0),
-                count("esxi.overall_status", 0.0),
+                "{}/{} hosts up, {}/{} services run, {} green, {} yellow, {} red",
+                count(&hosts, 1.0),
+                hosts.len(),
+                count(&services, 1.0),
+                services.len(),
+                count(&status, 2.0),
+                count(&status, 1.0),
+                count(&status, 0.0),
             )
         })
     }
+
+    /// What has arrived in all.
+    pub fn total(sink: &Sink) -> String {
+        let arrived = sink.seen(|seen| {
+            let metrics = seen.messages.iter().filter(|message| message.signal == Signal::Metrics).count();
+            let (points, spans) = (seen.points(), seen.spans.len());
+            format!("The Collector received {points} points in {metrics} messages, and {spans} spans.")
+        });
+        format!("{arrived}\nAt the end: {}.", Self::summary(sink))
+    }
+}
+
+/// A line for each, and a single one for what is the same with many.
+fn told(changes: BTreeMap<(String, String), Vec<String>>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for ((what, text), who) in changes {
+        if who.len() >= MANY {
+            let kind = if what == "soap" { "vCenters" } else { "hosts" };
+            lines.push(line(&format!("{} {kind}", who.len()), &what, &text));
+        } else {
+            lines.extend(who.iter().map(|who| line(who, &what, &text)));
+        }
+    }
+    lines
 }
 
 fn is_good(metric: &str, value: f64) -> bool {
@@ -161,5 +194,33 @@ fn reason(seen: &Seen, metric: &str, series: &Series) -> Option<String> {
 }
 
 fn line(who: &str, what: &str, text: &str) -> String {
-    format!("{}  {who:<22} {what:<15} {text}", Zoned::now().strftime("%H:%M:%S"))
+    // With a name of usual length it fits into 80 columns.
+    format!("{}  {who:<16} {what:<14} {text}", now())
+}
+
+fn now() -> impl fmt::Display {
+    Zoned::now().strftime("%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_the_same_with_many_hosts_is_one_line() {
+        let hosts = |count: usize| (1..=count).map(|n| format!("h{n}")).collect::<Vec<_>>();
+        let key = |what: &str, text: &str| (what.to_owned(), text.to_owned());
+        let changes = [(key("nsxa", "not installed"), hosts(24)), (key("ntpd", "stopped"), hosts(2))];
+        let lines = told(changes.into());
+        let lines: Vec<_> =
+            lines.iter().map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>()).collect();
+        assert_eq!(
+            lines,
+            [
+                vec!["24", "hosts", "nsxa", "not", "installed"],
+                vec!["h1", "ntpd", "stopped"],
+                vec!["h2", "ntpd", "stopped"]
+            ]
+        );
+    }
 }
