@@ -260,7 +260,9 @@ impl Guard {
         let known = match &view.trouble {
             Some(trouble) => Err(Arc::clone(trouble)),
             // Made before the key was known.
-            None if credential == CredentialId::UNKNOWN => Err("the guard's memory was not read yet".into()),
+            None if self.writer.is_some() && credential == CredentialId::UNKNOWN => {
+                Err("the guard's memory was not read yet".into())
+            }
             None => Ok(()),
         };
         match known {
