@@ -64,6 +64,8 @@ pub(super) async fn connect(
     let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, vcenter));
     let (hosts, vcenters) = tokio::join!(visits, futures::future::join_all(polls));
     checker.progress.finish_and_clear();
+    // A login whose verdict is not written down counts as lost.
+    checker.access.guard.flush().await;
     Ok(Connections { hosts, vcenters })
 }
 
