@@ -291,6 +291,16 @@ async fn host_keys_that_can_not_be_recorded_are_the_visits_reason_and_broken_lin
     let found: Value =
         serde_json::from_slice(&once.stdout).unwrap_or_else(|_| panic!("{}", text(&once.stderr)));
     let host = &found["hosts"][0];
+    // The guard comes first: what it can't remember, it does not let be tried.
+    assert_eq!((once.status.code(), &host["reason"]), (Some(1), &json!("auth_guarded")), "{host}");
+    assert!(host["message"].as_str().unwrap().contains("/proc/nowhere/"), "{host}");
+    let volatile = fs::read_to_string(estate.folder.path().join("no-state.yaml")).unwrap();
+    fs::write(estate.folder.path().join("no-state.yaml"), volatile + "\nlockout: {volatile: true}\n").unwrap();
+    let mut command = at(&estate, "once --format json");
+    let once = output(command.env("CONFIG_FILE", "no-state.yaml")).await;
+    let found: Value =
+        serde_json::from_slice(&once.stdout).unwrap_or_else(|_| panic!("{}", text(&once.stderr)));
+    let host = &found["hosts"][0];
     assert_eq!((once.status.code(), &host["reason"]), (Some(1), &json!("host_key_unknown")), "{host}");
     assert!(host["message"].as_str().unwrap().contains("/proc/nowhere/known_hosts"), "{host}");
 

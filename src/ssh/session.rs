@@ -41,9 +41,10 @@ pub(super) static SESSIONS: MetricDef = MetricDef {
 };
 
 /// Opens sessions.
+#[derive(Clone)]
 pub struct Connector {
     config: SshConfig,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
     host_keys: Arc<HostKeys>,
     guard: Arc<Guard>,
     open: Arc<OpenSessions>,
@@ -85,7 +86,7 @@ impl Connector {
     pub fn new(config: SshConfig, host_keys: Arc<HostKeys>, guard: Arc<Guard>, stats: Arc<Stats>) -> Self {
         let open = Arc::new(OpenSessions { count: Mutex::new(0.0), stats });
         open.change(0.0);
-        let (resolver, allow, steps) = (Resolver::default(), Arc::default(), Steps::default());
+        let (resolver, allow, steps) = Default::default();
         Self { config, resolver, host_keys, guard, open, allow, steps }
     }
 
@@ -96,12 +97,12 @@ impl Connector {
         self
     }
 
-    /// Takes down the steps of its connections, `name`, `tcp`, `key_exchange`, `methods`, `guard`, `login`,
-    /// and of its sessions, `command`, with what is learned on the way.
+    /// Another one that shares everything with this one, and takes down the steps of its connections (`name`,
+    /// `tcp`, `key_exchange`, `methods`, `guard`, `login`) and of its sessions (`command`), with what is
+    /// learned on the way.
     #[must_use]
-    pub fn telling(mut self, steps: Steps) -> Self {
-        self.steps = steps;
-        self
+    pub fn telling(&self, steps: Steps) -> Self {
+        Self { steps, ..self.clone() }
     }
 
     /// The limits and choices that it was given.

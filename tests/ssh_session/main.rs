@@ -196,7 +196,7 @@ async fn a_key_exchange_that_hangs_ends_at_its_limit_and_leaves_no_socket() {
     });
     let agent = Agent::with(|config| config.login_timeout = Duration::from_millis(300));
     let secret = LoginSecret::Password(Secret::new(PASSWORD));
-    let login = Credentials { user: "root".into(), secret, credential: CredentialId([0; 16]) };
+    let login = Credentials { user: "root".into(), secret, credential: CredentialId([1; 16]) };
     let failure = agent.connector.connect(&host(port), &login).await.err().unwrap();
     assert_eq!(failure.reason, FailureReason::LoginTimeout);
     let _ = tokio::time::timeout(Duration::from_secs(5), closed).await.expect("the socket is closed");
@@ -222,7 +222,7 @@ async fn what_is_no_ssh_server_is_a_breach_of_protocol_or_a_loss() {
             tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
         });
         let secret = LoginSecret::Password(Secret::new(PASSWORD));
-        let login = Credentials { user: "root".into(), secret, credential: CredentialId([0; 16]) };
+        let login = Credentials { user: "root".into(), secret, credential: CredentialId([1; 16]) };
         let failure = Agent::new().connector.connect(&host(port), &login).await.err().unwrap();
         assert_eq!(failure.reason, reason, "{failure}");
     }

@@ -6,7 +6,7 @@ use crate::agent::{self, StartError};
 use crate::collectors::{self, HostCollector};
 use crate::commands::VerbError;
 use crate::commands::report::services;
-use crate::config::{Config, VcenterConfig};
+use crate::config::{Config, SshConfig, VcenterConfig};
 use crate::inventory::{Host, Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::poller::visit::Visitor;
@@ -31,6 +31,7 @@ const PROPERTIES: [&str; 3] = ["name", "parent", "overallStatus"];
 /// What all logins share.
 struct Checker {
     access: Access,
+    connector: Connector,
     stats: Arc<Stats>,
     progress: ProgressBar,
     stop: CancellationToken,
@@ -50,16 +51,20 @@ pub(super) async fn connect(
     let vcenters = if config.overall_state.is_none() { Vec::new() } else { vcenters };
 
     let stats = Stats::new();
+    let access = agent::access(config, &stats).await;
+    let host_keys = HostKeys::load(&config.ssh, Arc::clone(&stats)).map_err(StartError::from)?;
+    let ssh = SshConfig { reuse_sessions: false, ..config.ssh.clone() };
+    let guard = Arc::clone(&access.guard);
+    let connector = Connector::new(ssh, Arc::new(host_keys.without_recording()), guard, Arc::clone(&stats));
     let checker = Checker {
-        access: agent::access(config, &stats).await,
-        stats: Arc::clone(&stats),
+        connector: connector.allowing(Arc::clone(&access.allow)),
+        access,
+        stats,
         progress: crate::commands::progress_bar(hosts.len() + vcenters.len(), "connecting".to_owned()),
         stop: stop.clone(),
     };
-    let host_keys = HostKeys::load(&config.ssh, stats).map_err(StartError::from)?.without_recording();
-    let host_keys = Arc::new(host_keys);
     let most = config.critical_service.as_ref().map_or(1, |critical| critical.max_in_flight);
-    let visits = hosts.iter().map(|host| checker.host(config, &host_keys, &host_collectors, host));
+    let visits = hosts.iter().map(|host| checker.host(&host_collectors, host));
     let visits = futures::stream::iter(visits).buffered(most).collect::<Vec<_>>();
     let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, vcenter));
     let (hosts, vcenters) = tokio::join!(visits, futures::future::join_all(polls));
@@ -91,20 +96,11 @@ fn targets(inventory: &Inventory, only: &[String]) -> Result<(Vec<Arc<Host>>, Ve
 
 impl Checker {
     /// One visit with everything that the collectors ask.
-    async fn host(
-        &self,
-        config: &Config,
-        host_keys: &Arc<HostKeys>,
-        collectors: &[Arc<dyn HostCollector>],
-        host: &Arc<Host>,
-    ) -> Connection {
-        let (steps, mut ssh) = (Steps::wanted(), config.ssh.clone());
-        ssh.reuse_sessions = false;
+    async fn host(&self, collectors: &[Arc<dyn HostCollector>], host: &Arc<Host>) -> Connection {
+        let (steps, ssh) = (Steps::wanted(), self.connector.config());
         let limit = ssh.connect_timeout + ssh.login_timeout + ssh.command_timeout + Duration::from_secs(1);
-        let Access { accounts, guard, allow } = self.access.clone();
-        let connector = Connector::new(ssh, Arc::clone(host_keys), guard, Arc::clone(&self.stats))
-            .allowing(allow)
-            .telling(steps.clone());
+        let (connector, accounts) =
+            (self.connector.telling(steps.clone()), Arc::clone(&self.access.accounts));
         let visitor = Visitor::new(connector, accounts, Arc::clone(&self.stats), PastSpans::default());
         let started = Instant::now();
         let visited = tokio::select! {
