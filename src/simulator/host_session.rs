@@ -343,6 +343,8 @@ impl Reply {
                     }
                 }
                 Event::Stderr(bytes) => handle.extended_data(channel, 1, bytes).await?,
+                // A session that is killed has no end, however early the script had its own.
+                Event::Exit(_) if fault == Some(HostFault::KillSession) => {}
                 Event::Exit(status) => handle.exit_status_request(channel, status).await?,
                 Event::End => {
                     handle.eof(channel).await?;
