@@ -271,7 +271,7 @@ async fn a_password_of_any_characters_works_also_with_a_newline_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn host_keys_that_can_not_be_recorded_are_the_visits_reason_and_broken_lines_are_told() {
+async fn a_state_folder_that_can_not_be_written_is_the_visits_reason_and_broken_host_keys_are_told() {
     let estate = Estate::new(1, 0).await;
     let (file, _) = estate.write_config();
     let config = fs::read_to_string(&file).unwrap();

@@ -134,8 +134,9 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
     }
     scenario.shutdown().await;
     if let Some(collector) = collector {
-        println!("{}", received(&collector));
+        let printed = output::print(format_args!("{}\n", received(&collector)));
         collector.stop().await;
+        let _ = printed?;
     }
     Ok(ExitCode::SUCCESS)
 }
