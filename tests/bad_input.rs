@@ -295,7 +295,8 @@ async fn host_keys_that_can_not_be_recorded_are_the_visits_reason_and_broken_lin
     assert_eq!((once.status.code(), &host["reason"]), (Some(1), &json!("auth_guarded")), "{host}");
     assert!(host["message"].as_str().unwrap().contains("/proc/nowhere/"), "{host}");
     let volatile = fs::read_to_string(estate.folder.path().join("no-state.yaml")).unwrap();
-    fs::write(estate.folder.path().join("no-state.yaml"), volatile + "\nlockout: {volatile: true}\n").unwrap();
+    fs::write(estate.folder.path().join("no-state.yaml"), volatile + "\nlockout: {volatile: true}\n")
+        .unwrap();
     let mut command = at(&estate, "once --format json");
     let once = output(command.env("CONFIG_FILE", "no-state.yaml")).await;
     let found: Value =
