@@ -10,6 +10,7 @@ use esxi_otel_agent::inventory::{Endpoint, Inventory, Vcenter};
 use esxi_otel_agent::vim::model::Interner;
 use esxi_otel_agent::vim::property::read_page;
 use esxi_otel_agent::vim::soap::Method;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,8 @@ fn main() {
         stale_after: Duration::from_secs(90),
     });
     let endpoint = Endpoint { host: "vc1.example.org".into(), port: None };
-    let vcenter = Vcenter { address: "vc1.example.org".into(), endpoint, site: "eu-1a".into() };
+    let (address, site, labels) = ("vc1.example.org".into(), "eu-1a".into(), BTreeMap::new());
+    let vcenter = Vcenter { address, endpoint, site, labels };
     let inventory = Inventory::default();
 
     let objects = read_all(&pages);

@@ -95,7 +95,14 @@ impl Rounds {
     ) -> Result<Self, StartError> {
         let inventory = InventoryWatch::start(&config.inventory, Arc::clone(&stats), stop).await?;
         let Access { accounts, guard, allow } = access(config, &stats).await;
-        let (first, first_result) = watch::channel(false);
+        let nobody = {
+            let inventory = inventory.subscribe();
+            let inventory = inventory.borrow();
+            let no_hosts = config.critical_service.is_none() || inventory.hosts.is_empty();
+            no_hosts && (config.overall_state.is_none() || inventory.vcenters.is_empty())
+        };
+        // A shard of a small fleet may be empty, and ready without any result.
+        let (first, first_result) = watch::channel(nobody);
 
         let pace = config.critical_service.as_ref().map_or(
             Pace { interval: Duration::from_secs(60), max_in_flight: 1 },

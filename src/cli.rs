@@ -37,6 +37,9 @@ pub struct GlobalArgs {
     /// Inventory file (Prometheus file_sd JSON) [environment: ATLAS_FILE]
     #[arg(long, global = true, value_name = "FILE", display_order = 901)]
     pub atlas: Option<PathBuf>,
+    /// This agent's part of the fleet: 0/3, 1/3, 2/3, or auto/3 in a StatefulSet
+    #[arg(long, global = true, value_name = "I/N")]
+    pub shard: Option<String>,
     /// Say more: -v what happens, -vv why
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 902)]
     pub verbose: u8,
@@ -45,7 +48,12 @@ pub struct GlobalArgs {
 impl GlobalArgs {
     /// Where the configuration comes from: these flags and the environment of the process.
     pub fn sources(&self) -> Sources {
-        Sources { config: self.config.clone(), atlas: self.atlas.clone(), ..Sources::of_process() }
+        let (config, atlas) = (self.config.clone(), self.atlas.clone());
+        let mut sources = Sources { config, atlas, ..Sources::of_process() };
+        if let Some(shard) = &self.shard {
+            sources.overrides.set("inventory.shard", "--shard", shard);
+        }
+        sources
     }
 
     /// How much stands on the console.

@@ -72,6 +72,36 @@ async fn what_is_true_arrives_at_the_collector_and_stands_on_the_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_shards_are_one_agent_together() {
+    let estate = Estate::new(8, 2).await;
+    let shards = ["0/2", "1/2"];
+    let agents = [
+        estate.agent(&[("inventory.shard", shards[0])]).await,
+        estate.agent(&[("inventory.shard", shards[1])]).await,
+    ];
+    for host in 0..8 {
+        let hostsystem = estate.host(host);
+        estate.arrives(SSH_UP, &[("hostsystem", &hostsystem)], 1.0).await;
+        estate.arrives("esxi.host.info", &[("address", &hostsystem)], 1.0).await;
+    }
+    let count = |metric: &str, kind: &str| -> Vec<f64> {
+        let value = |samples: Vec<esxi_otel_agent::metric::Sample>| {
+            let of_kind =
+                samples.iter().filter(|s| s.def.name == metric && s.attributes.get("kind") == Some(kind));
+            of_kind.map(|sample| sample.value).sum::<f64>()
+        };
+        agents.iter().map(|agent| value(agent.handle.stats.samples())).collect()
+    };
+    let targets = count("esxi.agent.targets", "host");
+    assert!(targets.iter().all(|own| *own < 8.0) && targets.iter().sum::<f64>() == 8.0, "{targets:?}");
+    assert_eq!(count("esxi.agent.visits", "host"), targets, "nobody is visited by both");
+    assert_eq!(count("esxi.agent.targets", "vcenter").iter().sum::<f64>(), 2.0);
+    for agent in agents {
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_exported_without_waiting_for_the_interval() {
     let estate = Estate::new(1, 1).await;
     let agent = estate.agent(&[]).await;

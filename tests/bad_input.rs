@@ -185,7 +185,11 @@ async fn secrets_that_are_none_are_refused_by_the_name_of_their_file() {
         ("ESXI_PASSWORD_FILE", "newline", "newline is empty"),
         ("ESXI_KEY_FILE", "gone", "cannot read gone: No such file or directory (os error 2)"),
         ("ESXI_KEY_FILE", "good", "good holds no private key: Could not read key"),
-        ("ESXI_KEY_FILE", "locked", "locked is protected by a passphrase, which is not supported"),
+        (
+            "ESXI_KEY_FILE",
+            "locked",
+            "locked is protected by a passphrase: put it into a file and name that (key_passphrase_file or ESXI_KEY_PASSPHRASE_FILE)",
+        ),
     ] {
         let mut command = program(folder.path(), "check --config good.yaml");
         let said = refusal(command.env_remove("ESXI_PASSWORD").env(variable, file)).await;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
 
-use esxi_otel_agent::accounts::{Proof, SecretSource};
+use esxi_otel_agent::accounts::{KeySource, Proof, SecretSource};
 use esxi_otel_agent::config::{
     Compression, Config, ConfigError, HostKeyPolicy, Loaded, NotInstalled, Origin, Sources,
 };
@@ -313,6 +313,85 @@ fn the_master_password_wins_and_secrets_may_stand_in_files() {
     sources.env.insert("VCENTER_MPW".to_owned(), "other".into());
     let report = load_text("", sources).unwrap_err().to_string();
     assert_eq!(report, "VCENTER_MPW_FILE: VCENTER_MPW is set, too; set one of the two");
+}
+
+#[test]
+fn credentials_name_files_which_need_not_be_there_yet() {
+    let text = "credentials:
+  - {match: {site: eu-1}, esxi: {user: monitor, password_file: later}}
+  - {match: {rack: 'r[0-9]+'}, vcenter: {user: ro, master_password_file: /nowhere/mpw}}
+  - {esxi: {user: root, key_file: /nowhere/id, key_passphrase_file: pass, password_file: too}}";
+    let mut sources = sources();
+    sources.env.retain(|name, _| !name.starts_with("ESXI_") && !name.starts_with("VCENTER_"));
+    let loaded = load_text(text, sources).unwrap();
+    let file = |path: &str| SecretSource::File(loaded.file.as_ref().unwrap().with_file_name(path));
+    let accounts = &loaded.config.accounts;
+    assert!(accounts.esxi.is_none() && accounts.vcenter.is_none(), "the rules are enough");
+    let [first, second, third] = &accounts.rules[..] else { panic!("{accounts:?}") };
+    assert_eq!((first.name.as_str(), first.matches.len()), ("credentials[0]", 1));
+    assert_eq!(first.esxi.as_ref().unwrap().proof, Proof::Password(file("later")));
+    let vcenter = second.vcenter.as_ref().unwrap();
+    assert_eq!(vcenter.proof, Proof::MasterPassword(file("/nowhere/mpw")));
+    let key =
+        KeySource { file: "/nowhere/id".into(), passphrase: Some(file("pass")), password: Some(file("too")) };
+    assert_eq!(third.esxi.as_ref().unwrap().proof, Proof::Key(key));
+    assert_eq!(
+        loaded.notes[1],
+        "credentials[1].vcenter: cannot read /nowhere/mpw: No such file or directory (os error 2); until \
+         that is right its targets fail with no_credentials"
+    );
+    assert_eq!(loaded.notes.len(), 3);
+}
+
+#[test]
+fn credentials_of_one_kind_leave_the_other_kind_to_the_environment() {
+    let text = "credentials: [{esxi: {user: monitor, password_file: later}}]";
+    let mut sources = sources();
+    sources.env.retain(|name, _| !name.starts_with("VCENTER_"));
+    let report = load_text(text, sources).unwrap_err().to_string();
+    assert!(report.contains("set VCENTER_USER and") && !report.contains("ESXI"), "{report}");
+}
+
+#[test]
+fn an_encrypted_key_needs_its_passphrase_and_a_password_goes_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let [key, passphrase] = ["id", "passphrase"].map(|name| folder.path().join(name));
+    let private = russh::keys::PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519).unwrap();
+    let locked = private.encrypt(&mut rand::rng(), "open sesame").unwrap();
+    fs::write(&key, locked.to_openssh(russh::keys::ssh_key::LineEnding::LF).unwrap().as_bytes()).unwrap();
+    fs::write(&passphrase, "open sesame\n").unwrap();
+    let mut sources = with_env([("ESXI_KEY_FILE", key.to_str().unwrap())]);
+    let report = load_text("", sources.clone()).unwrap_err().to_string();
+    assert!(report.starts_with("ESXI_KEY_FILE: ") && report.contains("ESXI_KEY_PASSPHRASE_FILE"), "{report}");
+
+    sources.env.extend(env([("ESXI_KEY_PASSPHRASE_FILE", passphrase.to_str().unwrap())]));
+    let loaded = load_text("", sources).unwrap();
+    let Proof::Key(found) = loaded.config.accounts.esxi.unwrap().proof else { panic!("no key") };
+    assert_eq!((found.file, found.passphrase), (key, Some(SecretSource::File(passphrase))));
+    assert!(found.password.is_some(), "for hosts that want both");
+}
+
+#[test]
+fn a_shard_is_part_of_the_instances_name() {
+    let instance = |text: &str, flag: Option<&str>| {
+        let mut sources = Sources { host_name: "agent-2".to_owned(), ..sources() };
+        if let Some(flag) = flag {
+            sources.overrides.set("inventory.shard", "--shard", flag);
+        }
+        let loaded = load_text(text, sources)?;
+        let resource: BTreeMap<_, _> = loaded.config.otlp.unwrap().resource.into_iter().collect();
+        let shard = loaded.config.inventory.shard.to_string();
+        Ok::<_, ConfigError>((shard, resource["service.instance.id"].clone()))
+    };
+    let is = |shard: &str, instance: &str| (shard.to_owned(), instance.to_owned());
+    let file = "inventory: {shard: 1/3, hosts: [{address: esx1}]}";
+    assert_eq!(instance("", None).unwrap(), is("0/1", "agent-2"));
+    assert_eq!(instance(file, None).unwrap(), is("1/3", "agent-2-1/3"));
+    assert_eq!(instance(file, Some("auto/4")).unwrap(), is("2/4", "agent-2-2/4"));
+    assert_eq!(
+        instance(file, Some("auto/2")).unwrap_err().to_string(),
+        "--shard: the host name \"agent-2\" stands for shard 2; with 2 shards they are 0 to 1"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
 use esxi_otel_agent::config::{InventoryConfig, StaticTarget};
-use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, InventoryError, InventoryWatch};
+use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, InventoryError, InventoryWatch, Shard};
 use esxi_otel_agent::stats::Stats;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -104,6 +104,36 @@ async fn rows_become_hosts_and_vcenters_as_in_the_python_exporter() {
     assert_eq!(sites, ["eu-de-1a", ""]);
     assert_eq!(site.metric("esxi.agent.targets"), [1.0, 2.0]);
     assert_eq!(site.metric("esxi.agent.inventory.error"), [0.0]);
+}
+
+#[tokio::test]
+async fn shards_share_the_targets_and_name_them_alike() {
+    let rows: Vec<Value> = (0..30).map(|i| esxi(&format!("node{i:03}"), "eu-de-1a")).collect();
+    let vcenters = ["a", "b", "c"].map(|letter| vcenter(&format!("vc-{letter}-0.cc.eu-de-1.cloud.sap")));
+    let everything = json!([rows, vcenters.to_vec()].concat());
+    let whole = Site::new(&everything).inventory().await;
+    let (mut hosts, mut asked) = (Vec::new(), Vec::new());
+    for shard in ["0/3", "1/3", "2/3"] {
+        let mut site = Site::new(&everything);
+        site.config.shard = Shard::parse(shard, "").unwrap();
+        let mine = site.inventory().await;
+        let (own_hosts, own_vcenters) = addresses(&mine);
+        assert_eq!(site.metric("esxi.agent.targets"), [own_hosts.len() as f64, own_vcenters.len() as f64]);
+        assert!(own_hosts.len() < 30);
+        assert_eq!(mine.of_all_shards(), (30, 3));
+        hosts.extend(own_hosts.iter().map(|address| (*address).to_owned()));
+        asked.extend(own_vcenters.iter().map(|address| (*address).to_owned()));
+        // Whoever polls the vCenter: its hosts have the same address.
+        for host in &whole.hosts {
+            let found = mine.match_host(&host.address, "", None).map(|host| host.id());
+            assert_eq!(found, Some(host.id()));
+        }
+    }
+    hosts.sort();
+    asked.sort();
+    let (all_hosts, all_vcenters) = addresses(&whole);
+    assert_eq!(hosts, all_hosts);
+    assert_eq!(asked, all_vcenters);
 }
 
 #[tokio::test]

@@ -94,7 +94,8 @@ fn host(i: usize) -> Host {
 fn vcenter(i: usize) -> Vcenter {
     let address = format!("vc-{i:03}.cc.eu-de-1.example.org");
     let endpoint = Endpoint { host: address.as_str().into(), port: None };
-    Vcenter { address: address.into(), endpoint, site: "eu-de-1a".into() }
+    let labels = std::collections::BTreeMap::new();
+    Vcenter { address: address.into(), endpoint, site: "eu-de-1a".into(), labels }
 }
 
 fn objects(hosts: std::ops::Range<usize>) -> Vec<ManagedObject> {

@@ -1,7 +1,10 @@
 use super::*;
 use crate::inventory::Endpoint;
+use russh::keys::{Algorithm, Certificate, PrivateKey, ssh_key};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 fn endpoint(name: &str) -> Endpoint {
     Endpoint { host: name.into(), port: None }
@@ -13,7 +16,8 @@ fn host() -> Host {
 }
 
 fn vcenter(name: &str) -> Vcenter {
-    Vcenter { address: format!("{name}:8443").into(), endpoint: endpoint(name), site: "eu".into() }
+    let (address, site) = (format!("{name}:8443").into(), "eu".into());
+    Vcenter { address, endpoint: endpoint(name), site, labels: BTreeMap::new() }
 }
 
 fn account(user: &str, proof: Proof) -> Option<Account> {
@@ -21,7 +25,7 @@ fn account(user: &str, proof: Proof) -> Option<Account> {
 }
 
 fn esxi(user: &str, proof: Proof) -> Accounts {
-    Accounts::new(AccountsConfig { esxi: account(user, proof), vcenter: None })
+    Accounts::new(AccountsConfig { esxi: account(user, proof), ..AccountsConfig::default() })
 }
 
 fn value(text: &str) -> SecretSource {
@@ -29,15 +33,34 @@ fn value(text: &str) -> SecretSource {
 }
 
 fn password(login: &Login) -> &str {
-    match &login.secret {
-        LoginSecret::Password(password) => password.expose(),
-        LoginSecret::Key(_) => panic!("a key where a password was expected"),
-    }
+    login.secret.password().unwrap().expose()
+}
+
+fn key_of(file: &Path) -> Proof {
+    Proof::Key(KeySource { file: file.to_owned(), passphrase: None, password: None })
+}
+
+fn random_key() -> PrivateKey {
+    PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap()
 }
 
 fn private_key() -> String {
-    let key = PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519).unwrap();
-    key.to_openssh(russh::keys::ssh_key::LineEnding::LF).unwrap().to_string()
+    random_key().to_openssh(ssh_key::LineEnding::LF).unwrap().to_string()
+}
+
+/// A certificate for `key` that ends after so many seconds.
+fn certificate(key: &PrivateKey, kind: ssh_key::certificate::CertType, seconds: i64) -> Certificate {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let end = now.saturating_add_signed(seconds);
+    let mut builder = ssh_key::certificate::Builder::new_with_random_nonce(
+        &mut rand::rng(),
+        key.public_key().key_data().clone(),
+        now - 1000,
+        end,
+    )
+    .unwrap();
+    builder.cert_type(kind).unwrap().valid_principal("root").unwrap();
+    builder.sign(&random_key()).unwrap()
 }
 
 #[tokio::test]
@@ -84,7 +107,7 @@ async fn a_password_file_that_is_not_there_is_named() {
 async fn user_and_secret_both_make_the_credential() {
     let login = async |user: &str, secret: &str| {
         let both = account(user, Proof::Password(value(secret)));
-        let config = AccountsConfig { esxi: both, vcenter: None };
+        let config = AccountsConfig { esxi: both, ..AccountsConfig::default() };
         let accounts = Accounts::with_credentials(config, Arc::new(guard::CredentialKey::of([7; 32])));
         accounts.for_host(&host()).await.unwrap().credential
     };
@@ -106,7 +129,7 @@ async fn a_key_file_is_read_and_a_bad_one_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("id_ed25519");
     fs::write(&path, private_key()).unwrap();
-    let accounts = esxi("root", Proof::Key(path.clone()));
+    let accounts = esxi("root", key_of(&path));
     let first = accounts.for_host(&host()).await.unwrap();
     assert!(matches!(first.secret, LoginSecret::Key(_)));
 
@@ -122,22 +145,145 @@ async fn a_key_file_is_read_and_a_bad_one_is_named() {
 }
 
 #[tokio::test]
-async fn a_key_behind_a_passphrase_is_refused_with_a_clear_line() {
+async fn a_key_behind_a_passphrase_opens_with_it_and_says_so_without() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("id_ed25519");
-    let key = russh::keys::decode_secret_key(&private_key(), None).unwrap();
-    let locked = key.encrypt(&mut rand::rng(), "passphrase").unwrap();
-    let text = locked.to_openssh(russh::keys::ssh_key::LineEnding::LF).unwrap();
-    fs::write(&path, text.as_bytes()).unwrap();
-    let failure = esxi("root", Proof::Key(path.clone())).for_host(&host()).await.unwrap_err();
-    let line = format!("{} is protected by a passphrase, which is not supported", path.display());
+    let [path, passphrase] = ["id_ed25519", "passphrase"].map(|name| folder.path().join(name));
+    let locked = random_key().encrypt(&mut rand::rng(), "open sesame").unwrap();
+    fs::write(&path, locked.to_openssh(ssh_key::LineEnding::LF).unwrap().as_bytes()).unwrap();
+    let failure = esxi("root", key_of(&path)).for_host(&host()).await.unwrap_err();
+    let line = format!(
+        "{} is protected by a passphrase: put it into a file and name that (key_passphrase_file or \
+         ESXI_KEY_PASSPHRASE_FILE)",
+        path.display()
+    );
     assert_eq!(failure, no_credentials(line));
+
+    fs::write(&passphrase, "open barley\n").unwrap();
+    let source = KeySource {
+        file: path.clone(),
+        passphrase: Some(SecretSource::File(passphrase.clone())),
+        password: None,
+    };
+    let accounts = esxi("root", Proof::Key(source));
+    for _ in 0..2 {
+        let failure = accounts.for_host(&host()).await.unwrap_err();
+        let line = format!("{} can't be opened with its passphrase: ", path.display());
+        assert!(failure.message.starts_with(&line) && !failure.message.contains("barley"), "{failure}");
+    }
+    fs::write(&passphrase, "open sesame\n").unwrap();
+    let login = accounts.for_host(&host()).await.unwrap();
+    assert_eq!(login.secret.key().unwrap().private().public_key(), locked.public_key());
+}
+
+#[tokio::test]
+async fn the_certificate_beside_a_key_comes_along_unless_it_is_of_no_use() {
+    use ssh_key::certificate::CertType::{Host, User};
+    let folder = tempfile::tempdir().unwrap();
+    let [path, beside] = ["id", "id-cert.pub"].map(|name| folder.path().join(name));
+    let key = random_key();
+    fs::write(&path, key.to_openssh(ssh_key::LineEnding::LF).unwrap().as_bytes()).unwrap();
+    let accounts = esxi("root", key_of(&path));
+    assert!(accounts.for_host(&host()).await.unwrap().secret.key().unwrap().certificate().is_none());
+
+    let good = certificate(&key, User, 1000);
+    fs::write(&beside, good.to_openssh().unwrap() + "\n").unwrap();
+    let login = accounts.for_host(&host()).await.unwrap();
+    assert_eq!(login.secret.key().unwrap().certificate(), Some(&good));
+
+    let named = |rest: &str| format!("{} {rest}", beside.display());
+    for (text, problem) in [
+        (certificate(&key, Host, 1000).to_openssh().unwrap(), "is a certificate of a host, not of a user"),
+        (certificate(&random_key(), User, 1000).to_openssh().unwrap(), "is the certificate of another key"),
+        (certificate(&key, User, -10).to_openssh().unwrap(), "has expired at 2"),
+        (key.public_key().to_openssh().unwrap(), "holds no OpenSSH certificate"),
+        (String::new(), "is empty"),
+    ] {
+        fs::write(&beside, text).unwrap();
+        let failure = accounts.for_host(&host()).await.unwrap_err();
+        assert_eq!(failure.reason, FailureReason::NoCredentials);
+        assert!(failure.message.starts_with(&named(problem)), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_the_same_credential_with_a_key_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("id");
+    fs::write(&path, private_key()).unwrap();
+    let alone = esxi("root", Proof::Password(value("secret"))).config;
+    let both = KeySource { file: path, passphrase: None, password: Some(value("secret")) };
+    let both = esxi("root", Proof::Key(both)).config;
+    let key = Arc::new(guard::CredentialKey::of_process());
+    let login =
+        async |config| Accounts::with_credentials(config, Arc::clone(&key)).for_host(&host()).await.unwrap();
+    let (alone, both) = (login(alone).await, login(both).await);
+    assert_eq!((password(&both), both.credential), ("secret", alone.credential));
+    assert!(both.secret.key().is_some());
+}
+
+/// A rule: labels and patterns, and the users for hosts and vCenters.
+fn rule(matches: &[(&str, &str)], esxi: Option<&str>, vcenter: Option<&str>) -> CredentialRule {
+    let of = |user: Option<&str>| account(user?, Proof::Password(value("secret")));
+    CredentialRule {
+        name: format!("{matches:?}"),
+        matches: matches.iter().map(|(label, p)| ((*label).to_owned(), p.parse().unwrap())).collect(),
+        esxi: of(esxi),
+        vcenter: of(vcenter),
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_and_has_such_an_account_wins() {
+    let rules = vec![
+        rule(&[("site", "eu")], None, Some("for vCenters")),
+        rule(&[("address", "esx1")], Some("not whole"), None),
+        rule(&[("address", "esx1|x")], Some("not whole"), None),
+        rule(&[("site", "eu"), ("rack", "r[0-9]")], Some("by rack"), None),
+        rule(&[("rack", "")], Some("without a rack"), None),
+        rule(&[("name", "esx1\\..*")], Some("by name"), Some("never")),
+    ];
+    let environment = account("environment", Proof::Password(value("secret")));
+    let config = AccountsConfig { rules, esxi: environment, vcenter: None };
+    let user = |host: &Host| config.of_host(host).unwrap().account.user.to_string();
+    let mut host = host();
+    assert_eq!(user(&host), "without a rack");
+    host.labels.insert("rack".into(), "r7".into());
+    assert_eq!(user(&host), "by rack");
+    host.labels.insert("rack".into(), "r77".into());
+    assert_eq!(user(&host), "by name", "the name is that of the endpoint");
+    host.labels.insert("name".into(), "node1".into());
+    assert_eq!(user(&host), "environment", "unless there is a label of that name");
+
+    let mut vc = vcenter("vc1");
+    let chosen = config.of_vcenter(&vc).unwrap();
+    assert_eq!(chosen.to_string(), "for vCenters by password ([(\"site\", \"eu\")])");
+    vc.site = "us".into();
+    assert!(config.of_vcenter(&vc).is_none());
+}
+
+#[tokio::test]
+async fn a_target_that_no_rule_fits_has_no_credentials() {
+    let rules = vec![rule(&[("site", "us")], Some("root"), None)];
+    let accounts = Accounts::new(AccountsConfig { rules, ..AccountsConfig::default() });
+    let failure = accounts.for_host(&host()).await.unwrap_err();
+    assert_eq!(failure, no_credentials("no ESXi account is configured, and no credentials match"));
+}
+
+#[test]
+fn a_pattern_can_not_undo_its_anchors_and_its_problem_is_one_line() {
+    for (pattern, problem) in [
+        ("a)|(?:b", r#""a)|(?:b" is no regular expression: unopened group"#),
+        ("esx[", r#""esx[" is no regular expression: unclosed character class"#),
+    ] {
+        assert_eq!(pattern.parse::<Matcher>().unwrap_err(), problem);
+    }
 }
 
 #[tokio::test]
 async fn each_vcenter_has_a_password_of_its_own_by_its_name_without_the_port() {
     let proof = Proof::MasterPassword(value("password"));
-    let accounts = Accounts::new(AccountsConfig { esxi: None, vcenter: account("user", proof) });
+    let accounts =
+        Accounts::new(AccountsConfig { vcenter: account("user", proof), ..AccountsConfig::default() });
     let one = accounts.for_vcenter(&vcenter("site.example")).await.unwrap();
     let other = accounts.for_vcenter(&vcenter("vc45.example.org")).await.unwrap();
     assert_eq!((password(&one), password(&other)), ("RaneYacoXemf0(", "SoblDonoDulu4"));
@@ -149,6 +295,7 @@ fn nothing_that_is_secret_is_in_the_debug_output() {
     let config = AccountsConfig {
         esxi: account("root", Proof::Password(value("hunter2"))),
         vcenter: account("ro", Proof::MasterPassword(value("hunter3"))),
+        rules: Vec::new(),
     };
     let printed = format!("{config:?}");
     assert!(printed.contains("root") && !printed.contains("hunter"), "{printed}");

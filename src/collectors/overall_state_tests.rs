@@ -21,6 +21,7 @@ fn vcenter() -> Vcenter {
         address: "vc-a-0.example.org".into(),
         endpoint: endpoint("vc-a-0.example.org"),
         site: "eu-1a".into(),
+        labels: BTreeMap::new(),
     }
 }
 

@@ -4,6 +4,7 @@ mod connect;
 mod connections;
 
 use super::{VerbError, output};
+use crate::accounts::Chosen;
 use crate::agent::StartError;
 use crate::cli::{CheckArgs, CheckFormat};
 use crate::config::Loaded;
@@ -17,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Serialize)]
 struct Checked<'a> {
     settings: Vec<Setting<'a>>,
-    notes: &'a [&'a str],
+    notes: Vec<String>,
+    shard: Part,
     hosts: Vec<Target<'a>>,
     vcenters: Vec<Target<'a>>,
 }
@@ -29,12 +31,24 @@ struct Setting<'a> {
     origin: String,
 }
 
+/// Which part of the fleet is this agent's, and how large the whole is.
+#[derive(Serialize)]
+struct Part {
+    part: String,
+    #[serde(skip)]
+    whole: bool,
+    of_hosts: usize,
+    of_vcenters: usize,
+}
+
 #[derive(Serialize)]
 struct Target<'a> {
     address: &'a str,
     site: &'a str,
     /// By `inventory.allow`, as far as its address alone can tell.
     allowed: bool,
+    /// As whom, never with which secret; `null`: nobody.
+    account: Option<String>,
 }
 
 /// Says where each setting came from and who would be visited. Exit code 0 when the agent would start; with
@@ -92,14 +106,32 @@ fn checked<'a>(loaded: &'a Loaded, notes: &'a [&'a str], inventory: &'a Inventor
         value: &origin.value,
         origin: origin.origin.to_string(),
     });
-    let allow = &loaded.config.inventory.allow;
-    let target = |address: &'a str, site: &'a str, endpoint: &Endpoint| {
-        let allowed = allow.may_hold(&endpoint.host);
-        Target { address, site, allowed }
+    let (config, accounts) = (&loaded.config, &loaded.config.accounts);
+    let target = |address: &'a str, site: &'a str, endpoint: &Endpoint, account: Option<Chosen<'_>>| Target {
+        address,
+        site,
+        allowed: config.inventory.allow.may_hold(&endpoint.host),
+        account: account.map(|account| account.to_string()),
     };
-    let hosts = inventory.hosts.iter().map(|host| target(&host.address, &host.site, &host.endpoint));
-    let vcenters = inventory.vcenters.iter().map(|vc| target(&vc.address, &vc.site, &vc.endpoint));
-    Checked { settings: settings.collect(), notes, hosts: hosts.collect(), vcenters: vcenters.collect() }
+    let hosts = inventory.hosts.iter();
+    let hosts = hosts.map(|host| target(&host.address, &host.site, &host.endpoint, accounts.of_host(host)));
+    let vcenters = inventory.vcenters.iter();
+    let vcenters = vcenters.map(|vc| target(&vc.address, &vc.site, &vc.endpoint, accounts.of_vcenter(vc)));
+    let (hosts, vcenters): (Vec<_>, Vec<_>) = (hosts.collect(), vcenters.collect());
+    let mut notes: Vec<String> = notes.iter().map(|note| (*note).to_owned()).collect();
+    for (what, targets, asked) in [
+        ("hosts", &hosts, config.critical_service.is_some()),
+        ("vCenters", &vcenters, config.overall_state.is_some()),
+    ] {
+        let without = targets.iter().filter(|target| asked && target.account.is_none()).count();
+        if without > 0 {
+            notes.push(format!("{what} without an account, which fail with no_credentials: {without}"));
+        }
+    }
+    let (of_hosts, of_vcenters) = inventory.of_all_shards();
+    let shard = config.inventory.shard;
+    let shard = Part { part: shard.to_string(), whole: shard.is_whole(), of_hosts, of_vcenters };
+    Checked { settings: settings.collect(), notes, shard, hosts, vcenters }
 }
 
 /// Most targets of one kind that are listed for people; the rest is counted.
@@ -112,21 +144,26 @@ fn as_text(checked: &Checked<'_>) -> String {
     for setting in &checked.settings {
         let _ = writeln!(text, "  {:keys$}  {:values$}  {}", setting.key, setting.value, setting.origin);
     }
-    for (what, targets) in [("hosts", &checked.hosts), ("vCenters", &checked.vcenters)] {
-        let _ = writeln!(text, "{what}: {}", targets.len());
+    let Part { part, whole, of_hosts, of_vcenters } = &checked.shard;
+    for (what, targets, of) in
+        [("hosts", &checked.hosts, of_hosts), ("vCenters", &checked.vcenters, of_vcenters)]
+    {
+        let of = if *whole { String::new() } else { format!(" of {of} (shard {part})") };
+        let _ = writeln!(text, "{what}: {}{of}", targets.len());
         let refused = targets.iter().filter(|target| !target.allowed).count();
         if refused > 0 {
             let _ = writeln!(text, "  {refused} of them not in inventory.allow: they get no connection");
         }
         for target in targets.iter().take(LISTED) {
             let refused = if target.allowed { "" } else { "  (not in inventory.allow)" };
-            let _ = writeln!(text, "  {}  {}{refused}", target.address, target.site);
+            let account = target.account.as_deref().unwrap_or("no account");
+            let _ = writeln!(text, "  {}  {}  {account}{refused}", target.address, target.site);
         }
         if targets.len() > LISTED {
             let _ = writeln!(text, "  … and {} more (--format json lists all)", targets.len() - LISTED);
         }
     }
-    for note in checked.notes {
+    for note in &checked.notes {
         let _ = writeln!(text, "note: {note}");
     }
     text.push_str("the configuration is valid\n");

@@ -1,25 +1,30 @@
-//! The accounts, which come from the environment alone.
+//! The accounts of the environment, for all targets that the section `credentials` names none for.
 
 use super::section::{At, By, Context};
 use super::{CriticalServiceConfig, OverallStateConfig};
-use crate::accounts::{Account, AccountsConfig, Proof, Secret, SecretSource, parse_key, read_secret_file};
+use crate::accounts::{
+    Account, AccountsConfig, CredentialRule, KeySource, Proof, Secret, SecretSource, read_key_files,
+    read_secret_file,
+};
 use std::path::PathBuf;
 
-/// An account is needed where the collector that uses it is on.
+/// Where a collector is on, the account that it uses is needed, here or in a rule.
 pub(super) fn resolve(
     context: &Context<'_>,
-    overall_state: Option<&At<OverallStateConfig>>,
-    critical_service: Option<&At<CriticalServiceConfig>>,
+    rules: Vec<CredentialRule>,
+    (overall_state, critical_service): (Option<&At<OverallStateConfig>>, Option<&At<CriticalServiceConfig>>),
 ) -> AccountsConfig {
     let vcenter = account(context, "VCENTER_USER", vcenter_proof(context));
     let esxi = account(context, "ESXI_USER", esxi_proof(context));
+    let overall_state = overall_state.filter(|_| rules.iter().all(|rule| rule.vcenter.is_none()));
+    let critical_service = critical_service.filter(|_| rules.iter().all(|rule| rule.esxi.is_none()));
     if let (None, Some(collector)) = (&vcenter, overall_state) {
         missing(context, collector, "VCENTER_USER", "VCENTER_PASSWORD or VCENTER_MPW");
     }
     if let (None, Some(collector)) = (&esxi, critical_service) {
         missing(context, collector, "ESXI_USER", "ESXI_PASSWORD or ESXI_KEY_FILE");
     }
-    AccountsConfig { esxi, vcenter }
+    AccountsConfig { rules, esxi, vcenter }
 }
 
 fn missing<T>(context: &Context<'_>, collector: &At<T>, user: &str, secrets: &str) {
@@ -51,13 +56,16 @@ fn esxi_proof(context: &Context<'_>) -> Option<Proof> {
     let Some(path) = context.variable("ESXI_KEY_FILE").map(PathBuf::from) else { return password };
     let by = By::Variable("ESXI_KEY_FILE".to_owned());
     context.record("ESXI_KEY_FILE", path.display().to_string(), by.clone());
-    if let Err(why) = read_secret_file(&path).and_then(|content| parse_key(&path, &content)) {
+    let passphrase = secret(context, "ESXI_KEY_PASSPHRASE");
+    let password = match password {
+        Some(Proof::Password(password)) => Some(password),
+        _ => None,
+    };
+    let key = KeySource { file: path, passphrase, password };
+    if let Err(why) = read_key_files(&key) {
         context.problem(by, "", why);
     }
-    if password.is_some() {
-        context.note("ESXI_KEY_FILE is used, ESXI_PASSWORD is not");
-    }
-    Some(Proof::Key(path))
+    Some(Proof::Key(key))
 }
 
 /// A secret as `NAME` or `NAME_FILE`.

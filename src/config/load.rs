@@ -8,7 +8,7 @@ use super::{
     Config, HostKeyPolicy, InventoryConfig, LockoutConfig, PrometheusConfig, SshConfig, StaticTarget,
     VcenterConfig,
 };
-use crate::inventory::{AddressTemplate, Allow, AllowRule, Endpoint};
+use crate::inventory::{AddressTemplate, Allow, AllowRule, Endpoint, Shard};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -36,7 +36,7 @@ pub struct Sources {
     pub overrides: Overrides,
     /// The environment.
     pub env: BTreeMap<String, OsString>,
-    /// This machine's name: `service.instance.id` unless somebody says otherwise.
+    /// This machine's name: with the shard `service.instance.id`, unless somebody says otherwise.
     pub host_name: String,
 }
 
@@ -118,11 +118,17 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
 /// The whole schema, from top to bottom. Problems are left in the context.
 fn resolve(context: &Context<'_>, host_name: &str) -> Config {
     let mut root = context.root();
-    let inventory = inventory(&mut root);
+    let inventory = inventory(&mut root, host_name);
+    let instance = match inventory.shard {
+        shard if shard.is_whole() => host_name.to_owned(),
+        shard => format!("{host_name}-{shard}"),
+    };
     let (overall_state, critical_service) = super::collectors::resolve(&mut root);
     let state_dir = state_dir(&mut root);
     let visits_every = critical_service.as_ref().map(|on| on.value.interval);
-    let accounts = super::accounts::resolve(context, overall_state.as_ref(), critical_service.as_ref());
+    let rules = super::credentials::resolve(&mut root);
+    let collectors = (overall_state.as_ref(), critical_service.as_ref());
+    let accounts = super::accounts::resolve(context, rules, collectors);
     Config {
         inventory,
         accounts,
@@ -132,12 +138,12 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
         state_dir,
         lockout: lockout(&mut root),
         vcenter: vcenter(&mut root),
-        otlp: super::otlp::resolve(&mut root, host_name),
+        otlp: super::otlp::resolve(&mut root, &instance),
         prometheus: prometheus(&mut root),
     }
 }
 
-fn inventory(root: &mut Section<'_>) -> InventoryConfig {
+fn inventory(root: &mut Section<'_>, host_name: &str) -> InventoryConfig {
     let context = root.context;
     let before = context.problem_count();
     let mut section = root.section("inventory");
@@ -151,6 +157,8 @@ fn inventory(root: &mut Section<'_>) -> InventoryConfig {
         only.extend(values.parse(texts).map(|values| (label.to_owned(), values)));
     }
     let allow = allow(&mut section);
+    let shard = section.setting("shard", |value| Shard::parse(&text(value)?, host_name));
+    let shard = shard.or(Shard::default()).value;
     if atlas.is_none() && vcenters.is_empty() && hosts.is_empty() && context.problem_count() == before {
         context.problem(
             By::Nobody,
@@ -159,7 +167,8 @@ fn inventory(root: &mut Section<'_>) -> InventoryConfig {
              or vCenters and hosts under inventory.vcenters and inventory.hosts",
         );
     }
-    InventoryConfig { atlas: atlas.map(|atlas| atlas.value), host_address, only, allow, vcenters, hosts }
+    let atlas = atlas.map(|atlas| atlas.value);
+    InventoryConfig { atlas, host_address, only, allow, vcenters, hosts, shard }
 }
 
 /// Absent: everybody.

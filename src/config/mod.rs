@@ -7,6 +7,7 @@
 
 mod accounts;
 mod collectors;
+mod credentials;
 mod file;
 mod load;
 mod otlp;

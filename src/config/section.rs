@@ -186,6 +186,14 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A key that must not be there, with what to do instead. Nobody is told that it is known.
+    pub(super) fn refuse(&mut self, key: &'static str, message: &str) {
+        if let Some((at, _)) = self.find(key) {
+            self.asked.push(key);
+            self.context.problem(By::Node(self.child(at)), &self.key(key), message);
+        }
+    }
+
     /// The elements of a list, with their places; `None`: it is not there.
     pub(super) fn list(&mut self, key: &'static str) -> Option<Vec<Element<'a>>> {
         self.asked.push(key);

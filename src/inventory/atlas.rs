@@ -166,7 +166,7 @@ pub(super) fn parse(
     }
     // The order of the rows is random. Which one of two with the same address stays must not be.
     atlas.hosts.sort_by(|a, b| (&a.address, &a.labels).cmp(&(&b.address, &b.labels)));
-    atlas.vcenters.sort_by(|a, b| (&a.address, &a.site).cmp(&(&b.address, &b.site)));
+    atlas.vcenters.sort_by(|a, b| (&a.address, &a.labels).cmp(&(&b.address, &b.labels)));
     let Atlas { hosts, vcenters, skipped } = &mut atlas;
     skipped.contradictions(hosts, |host| (&host.address, &host.site));
     skipped.contradictions(vcenters, |vcenter| (&vcenter.address, &vcenter.site));
@@ -252,15 +252,11 @@ impl Row {
         }
         let address = template.fill(self)?;
         let endpoint: Endpoint = address.parse().map_err(|_| "labels make no address".to_owned())?;
-        let labels = self.labels.iter().filter_map(|(name, value)| match value {
-            Lenient::Right(value) => Some((Arc::from(name.as_str()), Arc::from(value.as_str()))),
-            Lenient::Wrong(_) => None,
-        });
         Ok(Some(Host {
             address: address.into(),
             endpoint,
             site: self.label("site").unwrap_or_default().into(),
-            labels: labels.collect(),
+            labels: self.all_labels(),
         }))
     }
 
@@ -276,7 +272,16 @@ impl Row {
         let address = self.value("server_name")?;
         let endpoint = address.parse().map_err(|_| "server_name is no address".to_owned())?;
         let site = vcenter_site(address).or_else(|| self.label("site").map(str::to_owned));
-        Ok(Some(Vcenter { address: address.into(), endpoint, site: site.unwrap_or_default().into() }))
+        let site = site.unwrap_or_default().into();
+        Ok(Some(Vcenter { address: address.into(), endpoint, site, labels: self.all_labels() }))
+    }
+
+    fn all_labels(&self) -> BTreeMap<Arc<str>, Arc<str>> {
+        let labels = self.labels.iter().filter_map(|(name, value)| match value {
+            Lenient::Right(value) => Some((Arc::from(name.as_str()), Arc::from(value.as_str()))),
+            Lenient::Wrong(_) => None,
+        });
+        labels.collect()
     }
 
     fn describe(&self, number: usize) -> String {

@@ -5,11 +5,13 @@ mod allow;
 mod atlas;
 mod endpoint;
 mod join;
+mod shard;
 mod source;
 
 pub use allow::{Allow, AllowError, AllowRule};
 pub use atlas::AddressTemplate;
 pub use endpoint::{Endpoint, EndpointError};
+pub use shard::Shard;
 pub use source::{InventoryError, InventoryWatch, METRICS};
 
 use crate::target::TargetId;
@@ -33,6 +35,8 @@ pub struct InventoryConfig {
     pub vcenters: Vec<StaticTarget>,
     /// Hosts that stand in the configuration.
     pub hosts: Vec<StaticTarget>,
+    /// This agent's part of all that.
+    pub shard: Shard,
 }
 
 /// A target that stands in the configuration.
@@ -46,15 +50,21 @@ pub struct StaticTarget {
     pub labels: BTreeMap<String, String>,
 }
 
-/// Everybody who is to be visited or polled. Sorted by address, one entry an address: made by
-/// [`Inventory::new`], which sees to both.
+/// Everybody who is to be visited or polled by this agent. Sorted by address, one entry an address: made
+/// by [`Inventory::new`] and [`Inventory::of_shard`], which see to both.
+///
+/// The hosts of other shards are known, too, but only to [`Inventory::match_host`]: what a vCenter's series
+/// look like must not depend on which agent polls it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// ESXi hosts.
     pub hosts: Vec<Arc<Host>>,
     /// vCenters.
     pub vcenters: Vec<Arc<Vcenter>>,
+    /// The hosts of all shards.
+    all_hosts: Vec<Arc<Host>>,
     join: join::Index,
+    all_vcenters: usize,
 }
 
 /// An ESXi host.
@@ -79,6 +89,8 @@ pub struct Vcenter {
     pub endpoint: Endpoint,
     /// Site, empty if none.
     pub site: Arc<str>,
+    /// Further labels of the source.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl Host {
@@ -99,9 +111,23 @@ impl Inventory {
     /// Sorts and removes duplicates by address, whatever its case. Of two entries with one address the
     /// first one stays: so put those that were written by hand before those that a source lists.
     pub fn new(hosts: Vec<Host>, vcenters: Vec<Vcenter>) -> Self {
-        let hosts = sorted(hosts, |host| &host.address);
-        let join = join::Index::new(&hosts);
-        Self { hosts, vcenters: sorted(vcenters, |vcenter| &vcenter.address), join }
+        Self::of_shard(hosts, vcenters, Shard::default())
+    }
+
+    /// The same, of the whole fleet's targets, for the agent that has this part of it.
+    pub fn of_shard(hosts: Vec<Host>, vcenters: Vec<Vcenter>, shard: Shard) -> Self {
+        let all_hosts = sorted(hosts, |host| &host.address);
+        let mut vcenters = sorted(vcenters, |vcenter| &vcenter.address);
+        let all_vcenters = vcenters.len();
+        vcenters.retain(|vcenter| shard.owns(&vcenter.address));
+        let hosts = all_hosts.iter().filter(|host| shard.owns(&host.address)).map(Arc::clone).collect();
+        let join = join::Index::new(&all_hosts);
+        Self { hosts, vcenters, all_hosts, join, all_vcenters }
+    }
+
+    /// How many hosts and vCenters all shards together have.
+    pub fn of_all_shards(&self) -> (usize, usize) {
+        (self.all_hosts.len(), self.all_vcenters)
     }
 
     /// Which host of the inventory a vCenter means, so that its series can carry the `address` that the
@@ -112,7 +138,7 @@ impl Inventory {
     ///
     /// `None`: nobody, or more than one.
     pub fn match_host(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<&Arc<Host>> {
-        self.hosts.get(self.join.find(name, site, management_address)?)
+        self.all_hosts.get(self.join.find(name, site, management_address)?)
     }
 }
 

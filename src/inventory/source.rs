@@ -4,6 +4,7 @@ use super::{Host, Inventory, InventoryConfig, StaticTarget, Vcenter, atlas};
 use crate::file_stamp::FileStamp;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::stats::Stats;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -32,7 +33,7 @@ pub static TARGETS: MetricDef = MetricDef {
     kind: Kind::Gauge,
     unit: Unit::None,
     cadence: Cadence::OnChange,
-    help: "Number of targets in the inventory, by kind (host, vcenter).",
+    help: "Number of targets that this agent asks, its shard of the inventory, by kind (host, vcenter).",
     attributes: &["kind"],
 };
 /// When the atlas file was last found to be good.
@@ -158,7 +159,7 @@ impl Watcher {
         let hosts = hosts.collect::<Result<_, _>>()?;
         let vcenters = config.vcenters.iter().map(|target| {
             let (address, site) = (target.address.as_str().into(), target.site.as_str().into());
-            Ok(Vcenter { address, endpoint: endpoint(target)?, site })
+            Ok(Vcenter { address, endpoint: endpoint(target)?, site, labels: BTreeMap::new() })
         });
         let vcenters = vcenters.collect::<Result<_, _>>()?;
         Ok(Self { config, hosts, vcenters, stats, stamp: None, reading: None, skipped: None })
@@ -246,7 +247,7 @@ impl Watcher {
         self.skipped = skipped;
         let hosts = self.hosts.iter().cloned().chain(atlas.hosts).collect();
         let vcenters = self.vcenters.iter().cloned().chain(atlas.vcenters).collect();
-        let inventory = Inventory::new(hosts, vcenters);
+        let inventory = Inventory::of_shard(hosts, vcenters, self.config.shard);
         for (kind, count) in [("host", inventory.hosts.len()), ("vcenter", inventory.vcenters.len())] {
             self.stats.set(&TARGETS, Attributes::new([("kind", kind)]), count as f64);
         }
@@ -311,7 +312,12 @@ fn read_if_changed(path: &Path, known: Option<&FileStamp>) -> Result<Option<(Fil
 fn replace_if_different(old: &mut Arc<Inventory>, new: Inventory) -> bool {
     let differs = **old != new;
     if differs {
-        tracing::info!("inventory: {} hosts, {} vCenters", new.hosts.len(), new.vcenters.len());
+        let (hosts, vcenters) = new.of_all_shards();
+        tracing::info!(
+            "inventory: {} of {hosts} hosts, {} of {vcenters} vCenters are asked",
+            new.hosts.len(),
+            new.vcenters.len()
+        );
         *old = Arc::new(new);
     }
     differs

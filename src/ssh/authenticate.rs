@@ -2,10 +2,14 @@
 
 use super::client::{Client, Ended, Told, clean};
 use crate::accounts::guard::{Guard, Permit};
-use crate::accounts::{Login, LoginSecret, Secret};
+use crate::accounts::{Login, LoginSecret, Secret, SshKey};
 use crate::outcome::{Failure, FailureReason};
 use crate::target::TargetId;
 use russh::client::{AuthResult, Handle, KeyboardInteractiveAuthResponse, Prompt};
+use russh::keys::agent::AgentIdentity;
+use russh::keys::signature::{self, Signer as _};
+use russh::keys::ssh_encoding::{self, Encode as _};
+use russh::keys::ssh_key::{Signature, private::KeypairData};
 use russh::keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg};
 use russh::{Disconnect, MethodKind, MethodSet};
 use std::sync::Arc;
@@ -30,8 +34,9 @@ enum Verdict {
     Lost(String),
 }
 
-/// Logs in. Asks `guard` for leave right before anything that a lockout could count, and gives it the
-/// verdict. The time that the guard takes is not part of `limit`.
+/// Logs in, in as many steps as the host wants and the login has proofs for. Asks `guard` for leave right
+/// before anything that a lockout could count, and gives it one verdict, however many steps there were. The
+/// time that the guard takes is not part of `limit`.
 pub(super) async fn authenticate(
     handle: &mut Handle<Client>,
     told: &Told,
@@ -54,26 +59,35 @@ pub(super) async fn authenticate(
         return Ok(());
     };
     told.steps.fact("methods", list(&offered));
-    let Some(method) = choose(&offered, &login.secret, None) else {
+    let mut presented: Vec<MethodKind> = Vec::new();
+    let Some(mut method) = choose(&offered, &login.secret, &presented) else {
         return Err(failed(FailureReason::AuthFailed, &format!("the host accepts only {}", list(&offered))));
     };
-    Span::current().set_attribute("ssh.auth.method", <&str>::from(&method));
-
-    let asked = Instant::now();
-    let permit = match login.secret {
-        LoginSecret::Password(_) => {
-            Some(told.steps.timed("guard", guard.permit(target, login.credential)).await?)
+    let mut permit: Option<Permit<'_>> = None;
+    loop {
+        if permit.is_none() && method != MethodKind::PublicKey {
+            let asked = Instant::now();
+            permit = Some(told.steps.timed("guard", guard.permit(target, login.credential)).await?);
+            deadline += asked.elapsed();
         }
-        LoginSecret::Key(_) => None,
-    };
-    deadline += asked.elapsed();
-
-    told.steps.fact("method", <&str>::from(&method));
-    let presenting = async {
-        let verdict = timeout_at(deadline, present_all(handle, told, login, method)).await;
-        conclude(verdict.map_err(|_| too_late()), permit, failed)
-    };
-    told.steps.timed("login", presenting).await
+        presented.push(method);
+        let methods = presented.iter().map(<&str>::from).collect::<Vec<_>>().join(",");
+        told.steps.fact("method", methods.as_str());
+        let presenting = async {
+            let verdict = timeout_at(deadline, present(handle, told, login, method)).await;
+            if let Ok(Verdict::Partly(further)) = &verdict
+                && let Some(next) = choose(further, &login.secret, &presented)
+            {
+                return Ok(Some(next));
+            }
+            Span::current().set_attribute("ssh.auth.method", methods);
+            conclude(verdict.map_err(|_| too_late()), permit.take(), failed).map(|()| None)
+        };
+        match told.steps.timed("login", presenting).await? {
+            Some(next) => method = next,
+            None => return Ok(()),
+        }
+    }
 }
 
 /// Gives the guard the verdict, and says why the login failed.
@@ -82,39 +96,23 @@ fn conclude(
     permit: Option<Permit<'_>>,
     failed: impl Fn(FailureReason, &str) -> Failure,
 ) -> Result<(), Failure> {
+    if let Some(permit) = permit {
+        match &verdict {
+            Ok(Verdict::Accepted) => permit.accepted(),
+            Ok(Verdict::Rejected(_)) => permit.rejected(),
+            // Accepted in part, too: each further try would end here again, so the target waits.
+            Ok(Verdict::Partly(_) | Verdict::Lost(_)) | Err(_) => permit.lost_after_secret(),
+        }
+    }
     match verdict {
-        Ok(Verdict::Accepted) => {
-            if let Some(permit) = permit {
-                permit.accepted();
-            }
-            Ok(())
-        }
-        Ok(Verdict::Rejected(why)) => {
-            if let Some(permit) = permit {
-                permit.rejected();
-            }
-            Err(failed(FailureReason::AuthFailed, &why))
-        }
-        // The proof was right, but each further try would end here again, so the target waits.
+        Ok(Verdict::Accepted) => Ok(()),
+        Ok(Verdict::Rejected(why)) => Err(failed(FailureReason::AuthFailed, &why)),
         Ok(Verdict::Partly(methods)) => {
-            if let Some(permit) = permit {
-                permit.lost_after_secret();
-            }
             let why = format!("accepted, but the host also wants {}", list(&methods));
             Err(failed(FailureReason::AuthFailed, &why))
         }
-        Ok(Verdict::Lost(why)) => {
-            if let Some(permit) = permit {
-                permit.lost_after_secret();
-            }
-            Err(failed(FailureReason::ConnectionLost, &why))
-        }
-        Err(too_late) => {
-            if let Some(permit) = permit {
-                permit.lost_after_secret();
-            }
-            Err(too_late)
-        }
+        Ok(Verdict::Lost(why)) => Err(failed(FailureReason::ConnectionLost, &why)),
+        Err(too_late) => Err(too_late),
     }
 }
 
@@ -136,39 +134,32 @@ async fn offered(handle: &mut Handle<Client>, told: &Told, user: &str) -> Result
     }
 }
 
-/// The method to present `secret` by. Keyboard-interactive comes first: on ESXi `password` is off.
-fn choose(offered: &MethodSet, secret: &LoginSecret, but: Option<MethodKind>) -> Option<MethodKind> {
-    let fit: &[MethodKind] = match secret {
-        LoginSecret::Password(_) => &[MethodKind::KeyboardInteractive, MethodKind::Password],
-        LoginSecret::Key(_) => &[MethodKind::PublicKey],
+/// The method to present next: the first one on offer that the login has a proof for and that was not
+/// presented yet. The key comes first, since it can lock nothing; of the password's methods
+/// keyboard-interactive, since on ESXi `password` is off. After a rejection nothing else is tried.
+fn choose(offered: &MethodSet, secret: &LoginSecret, presented: &[MethodKind]) -> Option<MethodKind> {
+    let fits = |method: &MethodKind| match method {
+        MethodKind::PublicKey => secret.key().is_some(),
+        _ => secret.password().is_some(),
     };
-    fit.iter().copied().find(|method| offered.contains(method) && Some(*method) != but)
-}
-
-/// Presents the proof by `method`, and where that was accepted but is not enough, by one more. After a
-/// rejection nothing else is tried.
-async fn present_all(handle: &mut Handle<Client>, told: &Told, login: &Login, method: MethodKind) -> Verdict {
-    match present(handle, told, login, method).await {
-        Verdict::Partly(methods) => match choose(&methods, &login.secret, Some(method)) {
-            Some(second) => present(handle, told, login, second).await,
-            None => Verdict::Partly(methods),
-        },
-        verdict => verdict,
-    }
+    let all = [MethodKind::PublicKey, MethodKind::KeyboardInteractive, MethodKind::Password];
+    let open = |method: &MethodKind| offered.contains(method) && !presented.contains(method);
+    all.into_iter().find(|method| fits(method) && open(method))
 }
 
 async fn present(handle: &mut Handle<Client>, told: &Told, login: &Login, method: MethodKind) -> Verdict {
     let user = &*login.user;
-    let result = match (&login.secret, method) {
-        (LoginSecret::Password(password), MethodKind::Password) => {
+    let result = match (method, login.secret.key(), login.secret.password()) {
+        (MethodKind::PublicKey, Some(key), _) => public_key(handle, user, key).await,
+        (MethodKind::Password, _, Some(password)) => {
             handle.authenticate_password(user, password.expose()).await
         }
-        (LoginSecret::Password(password), _) => match keyboard_interactive(handle, user, password).await {
+        (_, _, Some(password)) => match keyboard_interactive(handle, user, password).await {
             Ok(Dialogue::Ended(result)) => Ok(result),
             Ok(Dialogue::Refused(why)) => return Verdict::Rejected(why.to_owned()),
             Err(error) => Err(error),
         },
-        (LoginSecret::Key(key), _) => public_key(handle, user, key).await,
+        (_, _, None) => return Verdict::Rejected("there is no proof for this method".to_owned()),
     };
     match result {
         Ok(AuthResult::Success) => Verdict::Accepted,
@@ -248,18 +239,72 @@ fn answer(prompt: &Prompt, user: &str, password: &Secret) -> String {
     }
 }
 
+/// Presents the certificate where there is one, else the key. RSA keys sign by the best hash that the
+/// server names (`server-sig-algs`, RFC 8308).
 async fn public_key(
     handle: &mut Handle<Client>,
     user: &str,
-    key: &Arc<PrivateKey>,
+    key: &SshKey,
 ) -> Result<AuthResult, russh::Error> {
-    // A server that names no algorithms (RFC 8308) may still know the better ones.
-    let hash = if key.algorithm().is_rsa() {
+    let private = key.private();
+    // A server that names no algorithms may still know the better ones.
+    let hash = if private.algorithm().is_rsa() {
         handle.best_supported_rsa_hash().await?.unwrap_or(Some(HashAlg::Sha256))
     } else {
         None
     };
-    handle.authenticate_publickey(user, PrivateKeyWithHashAlg::new(Arc::clone(key), hash)).await
+    let Some(certificate) = key.certificate() else {
+        return handle
+            .authenticate_publickey(user, PrivateKeyWithHashAlg::new(Arc::clone(private), hash))
+            .await;
+    };
+    // Not `authenticate_openssh_cert`: with RSA that one knows SHA-1 only.
+    let mut signer = CertificateSigner(Arc::clone(private));
+    let result = handle.authenticate_certificate_with(user, certificate.clone(), hash, &mut signer).await;
+    result.map_err(|Unsigned(error)| error)
+}
+
+/// Signs with the private key of a certificate.
+struct CertificateSigner(Arc<PrivateKey>);
+
+/// Why there is no signature.
+struct Unsigned(russh::Error);
+
+impl From<russh::SendError> for Unsigned {
+    fn from(_: russh::SendError) -> Self {
+        Self(russh::Error::SendError)
+    }
+}
+
+impl From<signature::Error> for Unsigned {
+    fn from(_: signature::Error) -> Self {
+        Self(russh::Error::CouldNotReadKey)
+    }
+}
+
+impl From<ssh_encoding::Error> for Unsigned {
+    fn from(error: ssh_encoding::Error) -> Self {
+        Self(error.into())
+    }
+}
+
+impl russh::Signer for CertificateSigner {
+    type Error = Unsigned;
+
+    async fn auth_sign(
+        &mut self,
+        _: &AgentIdentity,
+        hash: Option<HashAlg>,
+        mut to_sign: Vec<u8>,
+    ) -> Result<Vec<u8>, Unsigned> {
+        let signed: Signature = match self.0.key_data() {
+            KeypairData::Rsa(pair) => (pair, hash).try_sign(&to_sign)?,
+            pair => pair.try_sign(&to_sign)?,
+        };
+        // What is sent is the request with the signature behind it (RFC 4252, section 7).
+        signed.encode_prefixed(&mut to_sign)?;
+        Ok(to_sign)
+    }
 }
 
 fn list(methods: &MethodSet) -> String {

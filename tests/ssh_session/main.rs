@@ -1,11 +1,12 @@
 //! Sessions and visits against a server that misbehaves in every way that hosts are known to.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod keys;
 mod peer;
 mod visits;
 
 use esxi_otel_agent::accounts::guard::{CredentialId, Guard};
-use esxi_otel_agent::accounts::{Login as Credentials, LoginSecret, Secret};
+use esxi_otel_agent::accounts::{Login as Credentials, LoginSecret, Secret, SshKey};
 use esxi_otel_agent::config::{HostKeyPolicy, LockoutConfig, SshConfig};
 use esxi_otel_agent::inventory::{Endpoint, Host};
 use esxi_otel_agent::outcome::FailureReason;
@@ -230,10 +231,10 @@ async fn what_is_no_ssh_server_is_a_breach_of_protocol_or_a_loss() {
 
 #[tokio::test]
 async fn keys_log_in_without_the_guard_and_are_said_to_be_unwanted_where_they_are() {
-    let key = Arc::new(PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap());
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
     let login = Credentials {
         user: "root".into(),
-        secret: LoginSecret::Key(key.clone()),
+        secret: LoginSecret::Key(SshKey::new(key.clone(), None)),
         credential: CredentialId([9; 16]),
     };
     let agent = Agent::new();

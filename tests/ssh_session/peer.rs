@@ -2,7 +2,7 @@
 //! told, one connection at a time or many.
 
 use bytes::Bytes;
-use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, PublicKey};
+use russh::keys::{Algorithm, Certificate, EcdsaCurve, PrivateKey, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Config, Handle, Handler, Msg, PublicKeyOffer, Response, Session,
     VerifiedPublicKey,
@@ -48,6 +48,8 @@ pub enum Login {
     AlsoKey,
     /// A public key alone.
     Key,
+    /// A public key, and then keyboard-interactive.
+    KeyThenPassword,
 }
 
 /// What the host sends for a command.
@@ -84,6 +86,11 @@ pub struct State {
     pub login: Login,
     pub commands: Commands,
     pub authorized: Option<PublicKey>,
+    /// Whose certificates are accepted.
+    pub authority: Option<PublicKey>,
+    /// By which algorithms keys were offered, and as what they were accepted.
+    pub offered: Vec<String>,
+    pub algorithms: Vec<String>,
     /// Connections that were accepted, passwords that were looked at, sessions that were logged in.
     pub connections: usize,
     pub passwords: Vec<String>,
@@ -125,6 +132,9 @@ impl Peer {
             login,
             commands,
             authorized: None,
+            authority: None,
+            offered: Vec::new(),
+            algorithms: Vec::new(),
             connections: 0,
             passwords: Vec::new(),
             sessions: 0,
@@ -182,7 +192,7 @@ async fn serve(stream: TcpStream, key: PrivateKey, state: Arc<Mutex<State>>, tok
     let methods: &[MethodKind] = match state.lock().unwrap().login {
         Login::Password => &[MethodKind::Password],
         Login::Both => &[MethodKind::Password, MethodKind::KeyboardInteractive],
-        Login::Key => &[MethodKind::PublicKey],
+        Login::Key | Login::KeyThenPassword => &[MethodKind::PublicKey],
         _ => &[MethodKind::KeyboardInteractive],
     };
     let config = Config {
@@ -262,6 +272,16 @@ const ASK_TWO: &[(Cow<'static, str>, bool)] =
 const ASK_NEW: &[(Cow<'static, str>, bool)] = &[(Cow::Borrowed("New password: "), false)];
 
 impl Connection {
+    fn key_is_right(&self, login: Login) -> Auth {
+        match login {
+            Login::KeyThenPassword => Auth::Reject {
+                proceed_with_methods: Some(MethodSet::from(&[MethodKind::KeyboardInteractive][..])),
+                partial_success: true,
+            },
+            _ => Auth::Accept,
+        }
+    }
+
     async fn judge(&mut self, password: &str) -> Result<Auth, russh::Error> {
         let login = {
             let mut state = self.state.lock().unwrap();
@@ -347,12 +367,12 @@ impl Handler for Connection {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
-        let known = self.state.lock().unwrap().authorized.clone();
-        Ok(if known.is_some_and(|key| key.key_data() == offer.public_key.key_data()) {
-            Auth::Accept
-        } else {
-            Auth::reject()
-        })
+        let mut state = self.state.lock().unwrap();
+        state.offered.push(offer.algorithm.to_string());
+        let known =
+            state.authorized.as_ref().is_some_and(|key| key.key_data() == offer.public_key.key_data());
+        // Whether it comes with a good certificate is told when it signs.
+        Ok(if known || state.authority.is_some() { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_publickey(
@@ -360,12 +380,26 @@ impl Handler for Connection {
         _user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
-        let known = self.state.lock().unwrap().authorized.clone();
-        Ok(if known.is_some_and(|known| known.key_data() == key.public_key.key_data()) {
-            Auth::Accept
-        } else {
-            Auth::reject()
-        })
+        let mut state = self.state.lock().unwrap();
+        if state.authorized.as_ref().is_none_or(|known| known.key_data() != key.public_key.key_data()) {
+            return Ok(Auth::reject());
+        }
+        state.algorithms.push(key.algorithm.to_string());
+        Ok(self.key_is_right(state.login))
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, russh::Error> {
+        let mut state = self.state.lock().unwrap();
+        let known = state.authority.as_ref().is_some_and(|key| key.key_data() == certificate.signature_key());
+        if !known || !certificate.valid_principals().iter().any(|name| name == user) {
+            return Ok(Auth::reject());
+        }
+        state.algorithms.push(certificate.algorithm().to_certificate_type());
+        Ok(self.key_is_right(state.login))
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), russh::Error> {

@@ -56,7 +56,7 @@ impl Round {
         });
         let proof = Proof::Password(SecretSource::Value(Secret::new(PASSWORD)));
         let esxi = Some(Account { user: "root".into(), proof });
-        let accounts = Arc::new(Accounts::new(AccountsConfig { esxi, vcenter: None }));
+        let accounts = Arc::new(Accounts::new(AccountsConfig { esxi, ..AccountsConfig::default() }));
         let Agent { connector, guard, stats, folder } = Agent::with(change);
         let visitor = Visitor::new(connector, accounts.clone(), stats.clone(), PastSpans::default());
         Self { visitor, accounts, guard, due: vec![Arc::new(collector)], stats, _folder: folder }

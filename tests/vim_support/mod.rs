@@ -12,6 +12,7 @@ use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::vim::VimClient;
 use esxi_otel_agent::vim::client::Access;
 use esxi_otel_agent::vim::model::ManagedObject;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,12 @@ impl Setup {
         let mut ca_file = tempfile::NamedTempFile::new().unwrap();
         ca_file.write_all(sim.ca_pem().as_bytes()).unwrap();
         Self {
-            vcenter: Vcenter { address: sim.address().to_string().into(), endpoint, site: "eu-1a".into() },
+            vcenter: Vcenter {
+                address: sim.address().to_string().into(),
+                endpoint,
+                site: "eu-1a".into(),
+                labels: BTreeMap::new(),
+            },
             config: VcenterConfig {
                 verify_tls: true,
                 ca_file: Some(ca_file.path().to_owned()),
@@ -99,7 +105,10 @@ impl Setup {
             volatile: true,
         };
         Access {
-            accounts: Arc::new(Accounts::new(AccountsConfig { esxi: None, vcenter: Some(account) })),
+            accounts: Arc::new(Accounts::new(AccountsConfig {
+                vcenter: Some(account),
+                ..AccountsConfig::default()
+            })),
             guard: Arc::new(Guard::new(lockout, Arc::clone(&self.stats))),
             allow: Arc::default(),
         }

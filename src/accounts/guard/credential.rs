@@ -94,13 +94,14 @@ impl CredentialKey {
         mac.update(&user.len().to_be_bytes());
         mac.update(user.as_bytes());
         match secret {
-            LoginSecret::Password(password) => {
+            // A key beside it makes it no other password.
+            LoginSecret::Password(password) | LoginSecret::KeyAndPassword(_, password) => {
                 mac.update(b"password");
                 mac.update(password.expose().as_bytes());
             }
             LoginSecret::Key(key) => {
                 mac.update(b"key");
-                mac.update(key.fingerprint(russh::keys::HashAlg::Sha256).as_bytes());
+                mac.update(key.private().fingerprint(russh::keys::HashAlg::Sha256).as_bytes());
             }
         }
         let digest = <[u8; 32]>::from(mac.finalize().into_bytes());
