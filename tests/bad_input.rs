@@ -188,7 +188,8 @@ async fn secrets_that_are_none_are_refused_by_the_name_of_their_file() {
         (
             "ESXI_KEY_FILE",
             "locked",
-            "locked is protected by a passphrase: put it into a file and name that (key_passphrase_file or ESXI_KEY_PASSPHRASE_FILE)",
+            "locked is protected by a passphrase: put it into a file and name that (key_passphrase_file or \
+             ESXI_KEY_PASSPHRASE_FILE)",
         ),
     ] {
         let mut command = program(folder.path(), "check --config good.yaml");
