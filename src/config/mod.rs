@@ -21,6 +21,7 @@ pub use report::{ConfigError, Origin, Problem, SettingOrigin};
 pub use crate::accounts::{AccountsConfig, LockoutConfig};
 pub use crate::inventory::{InventoryConfig, StaticTarget};
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -185,6 +186,16 @@ pub enum Compression {
     Gzip,
     /// None.
     None,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compression::Zstd => "zstd",
+            Compression::Gzip => "gzip",
+            Compression::None => "none",
+        })
+    }
 }
 
 /// Which traces are kept.

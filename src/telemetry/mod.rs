@@ -42,7 +42,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Dispatch;
 use tracing_subscriber::layer::SubscriberExt;
 
-/// Longest time that one signal gets to send what is left.
+/// Longest time that traces and logs get to send what is left. Metrics, of which a large fleet has some
+/// hundred thousand points, may take all the time that there is.
 const FLUSH: Duration = Duration::from_secs(3);
 
 /// Why telemetry can't start.
@@ -126,16 +127,16 @@ impl Telemetry {
         self.exporter.as_ref()
     }
 
-    /// Sends what is left, the signals side by side, and ends. Takes at most `limit`, and never more than
-    /// three seconds: a Collector that hangs must not keep the agent from ending.
+    /// Sends what is left, the signals side by side, and ends. Takes at most `limit`: a Collector that hangs
+    /// must not keep the agent from ending.
     pub async fn shutdown(self, limit: Duration) {
-        let limit = limit.min(FLUSH);
         let metrics = async {
             if let Some(exporter) = &self.exporter {
                 // It may have been cancelled before; then there is nothing to send.
                 let _ = timeout(limit, exporter.finish(Instant::now() + limit)).await;
             }
         };
+        let limit = limit.min(FLUSH);
         let traces = self.traces.clone();
         let traces =
             flush(limit, move || traces.map_or(Ok(()), |traces| traces.shutdown_with_timeout(limit)));

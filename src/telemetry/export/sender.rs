@@ -145,7 +145,12 @@ impl<T: Transport> Sender<T> {
         if self.compression != self.configured && !self.told_of_compression {
             self.told_of_compression = true;
             let (old, new) = (self.configured, self.compression);
-            tracing::warn!("OTLP: {old:?} compression is not known there, {new:?} is used");
+            let instead = if new == Compression::None {
+                "without compression".to_owned()
+            } else {
+                format!("with {new}")
+            };
+            tracing::warn!("OTLP: the Collector does not know {old}, messages are sent {instead}");
         }
         let rejected = partial.as_ref().map_or(0, |partial| partial.rejected_data_points);
         let rejected = usize::try_from(rejected).unwrap_or(0).min(batch.points);
