@@ -41,6 +41,9 @@ pub use journal::JournalError;
 pub use remembered::{Remembered, RememberedCredential, RememberedTarget, State, release, remembered};
 pub use rules::{Scope, Why};
 
+/// The trouble of a guard that has just begun.
+const NOT_READ_YET: &str = "the guard's memory was not read yet";
+
 /// How long a login waits for the verdict on others with the same credential. Meanwhile its connection is
 /// open, and servers give an unauthenticated one 120 s.
 const VERDICT_WAIT: Duration = Duration::from_secs(10);
@@ -211,7 +214,7 @@ impl Guard {
 
     async fn open_with(config: LockoutConfig, state_dir: &Path, stats: Arc<Stats>, clock: Clock) -> Self {
         let shared = Shared::new(config.clone(), clock, CredentialKey::default(), stats);
-        let unread: Arc<str> = "the guard's memory was not read yet".into();
+        let unread: Arc<str> = NOT_READ_YET.into();
         shared.view().trouble = Some(unread);
         let writer = match Writer::start(config, state_dir.to_owned(), Arc::clone(&shared)) {
             Ok(writer) => Some(writer),
@@ -260,9 +263,7 @@ impl Guard {
         let known = match &view.trouble {
             Some(trouble) => Err(Arc::clone(trouble)),
             // Made before the key was known.
-            None if self.writer.is_some() && credential == CredentialId::UNKNOWN => {
-                Err("the guard's memory was not read yet".into())
-            }
+            None if self.writer.is_some() && credential == CredentialId::UNKNOWN => Err(NOT_READ_YET.into()),
             None => Ok(()),
         };
         match known {

@@ -162,7 +162,9 @@ impl Writer {
             (Some(now), before) if before.as_ref() != Some(now) => {
                 warn!("no password login is tried: {now}");
             }
-            (None, Some(_)) => info!("the guard's memory can be used again"),
+            (None, Some(then)) if &*then != super::NOT_READ_YET => {
+                info!("the guard's memory can be used again");
+            }
             _ => {}
         }
         let granted = done.unwrap_or_else(|_| {
