@@ -83,10 +83,14 @@ impl Rounds {
     /// When the inventory or the known host keys can't be read.
     pub async fn build(config: &Arc<Config>) -> Result<Self, StartError> {
         let (readings, stats) = (Readings::new(), Stats::new());
-        Self::with(config, readings, stats, PastSpans::default(), CancellationToken::new()).await
+        Self::build_with(config, readings, stats, PastSpans::default(), CancellationToken::new()).await
     }
 
-    async fn with(
+    /// The same, into `readings` and `stats` that others know, with spans, until `stop`.
+    ///
+    /// # Errors
+    /// When the inventory or the known host keys can't be read.
+    pub async fn build_with(
         config: &Arc<Config>,
         readings: Arc<Readings>,
         stats: Arc<Stats>,
@@ -215,7 +219,7 @@ impl Agent {
                 Some(prometheus) => Some(Web::bind(prometheus).await?),
                 None => None,
             };
-            let rounds = Rounds::with(&config, readings, stats, spans, stop_watching.clone()).await?;
+            let rounds = Rounds::build_with(&config, readings, stats, spans, stop_watching.clone()).await?;
             Ok::<_, StartError>((rounds, web))
         };
         let (rounds, web) = building.with_subscriber(telemetry.dispatch.clone()).await?;

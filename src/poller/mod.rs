@@ -72,18 +72,10 @@ impl Poller {
         cancel: CancellationToken,
     ) {
         let hosts = async {
-            let Some(hosts) = &self.hosts else { return };
-            let callers = self.vcenters.as_ref().map(|vcenters| vcenters.callers()).unwrap_or_default();
-            let schedule = schedule::Schedule::new(
-                Arc::clone(hosts),
-                inventory.clone(),
-                pace,
-                Arc::clone(&now.hosts),
-                callers,
-                stats,
-            );
-            schedule.run(cancel.clone()).await;
-            hosts.close_all().await;
+            self.run_hosts(inventory.clone(), pace, now, stats, cancel.clone()).await;
+            if let Some(hosts) = &self.hosts {
+                hosts.close_all().await;
+            }
         };
         let vcenters = async {
             let Some(vcenters) = &self.vcenters else { return };
@@ -91,6 +83,21 @@ impl Poller {
         };
         tokio::join!(hosts, vcenters);
         debug!("everybody is logged out");
+    }
+
+    /// Visits the hosts alone at their pace until cancelled, and keeps the sessions.
+    pub async fn run_hosts(
+        &self,
+        inventory: watch::Receiver<Arc<Inventory>>,
+        pace: watch::Receiver<Pace>,
+        now: &Now,
+        stats: Arc<Stats>,
+        cancel: CancellationToken,
+    ) {
+        let Some(hosts) = &self.hosts else { return };
+        let callers = self.vcenters.as_ref().map(|vcenters| vcenters.callers()).unwrap_or_default();
+        let (hosts, now) = (Arc::clone(hosts), Arc::clone(&now.hosts));
+        schedule::Schedule::new(hosts, inventory, pace, now, callers, stats).run(cancel).await;
     }
 
     /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions.

@@ -19,9 +19,10 @@ use crate::steps::Steps;
 use russh::client::{Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, Disconnect};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -143,7 +144,7 @@ impl Connector {
         drop(span);
 
         let started = Instant::now();
-        let span = step_span("ssh.kex", host, peer);
+        let span = step_span("ssh.kex", name, peer);
         let token = CancellationToken::new();
         let owned = token.clone().drop_guard();
         let told = Arc::new(Told { steps: self.steps.clone(), ..Told::default() });
@@ -162,11 +163,11 @@ impl Connector {
             .map_err(|failure| failure.during(format_args!("key exchange with {target}")))?;
         drop(span);
 
-        let span = step_span("ssh.authenticate", host, peer);
+        let span = step_span("ssh.authenticate", name, peer);
         let limit = self.config.login_timeout.saturating_sub(started.elapsed());
         traced(&span, authenticate(&mut handle, &told, (&target, login), &self.guard, limit)).await?;
-        let peer = (host.clone(), peer);
         let (opened, counted) = (Instant::now(), Counted::new(&self.open));
+        let peer = (Arc::clone(name), peer);
         Ok(Session { handle, told, peer, opened, broken: false, _owned: owned, _counted: counted })
     }
 
@@ -206,9 +207,9 @@ impl Connector {
 }
 
 /// The span of a step on an established connection.
-fn step_span(step: &'static str, host: &Host, peer: SocketAddr) -> Span {
+fn step_span(step: &'static str, name: &str, peer: SocketAddr) -> Span {
     info_span!(
-        "ssh", otel.name = step, otel.kind = "client", "server.address" = %host.endpoint.host,
+        "ssh", otel.name = step, otel.kind = "client", "server.address" = name,
         "server.port" = peer.port(), "network.peer.address" = %peer.ip(), "network.protocol.name" = "ssh"
     )
 }
@@ -235,7 +236,8 @@ pub struct Limits {
 pub struct Session {
     handle: Handle<Client>,
     told: Arc<Told>,
-    peer: (Host, SocketAddr),
+    /// Its name in the inventory, and its address.
+    peer: (Arc<str>, SocketAddr),
     opened: Instant,
     /// A command is under way or did not end well: the host may not have freed its channel.
     broken: bool,
@@ -255,12 +257,12 @@ impl Session {
         self.opened
     }
 
-    /// Runs `command` and reads its standard output until it ends or `until` has seen its last line of
-    /// interest. Not until the stream ends: a process that the command left behind may hold it for ever.
+    /// Runs `command` and hands each line of its standard output to `until`, with the time since the start,
+    /// until it ends or `until` has seen its last line of interest. Not until the stream ends: a process that the command left behind may hold it for ever.
     ///
     /// # Errors
     /// When the command could not be started: `session_limit`, `command_failed`, `connection_lost`.
-    /// Otherwise there is a transcript, and [`Transcript::end`] says how far it goes.
+    /// Otherwise [`Transcript::end`] says how far it was read.
     pub async fn exec(
         &mut self,
         command: &str,
@@ -293,9 +295,12 @@ impl Session {
 
         let mut lines = Lines::new(start, limits.max_bytes);
         let mut exit = None;
+        let mut time_is_up = pin!(sleep_until(start + limits.timeout));
         let end = loop {
-            let Ok(message) = timeout_at(start + limits.timeout, channel.wait()).await else {
-                break End::TimedOut;
+            let message = tokio::select! {
+                biased;
+                message = channel.wait() => message,
+                () = &mut time_is_up => break End::TimedOut,
             };
             match message {
                 Some(ChannelMsg::Data { data }) if lines.take(&data, &mut until) => break End::Complete,
@@ -322,7 +327,7 @@ impl Session {
         if end != End::Lost {
             wait_for_close(&mut channel, &mut exit, end).await;
         }
-        Ok(Transcript { lines: lines.lines, exit, end, elapsed })
+        Ok(Transcript { exit, end, elapsed })
     }
 
     async fn open_channel(&self) -> Result<Channel<Msg>, Failure> {

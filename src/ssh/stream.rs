@@ -1,13 +1,18 @@
-//! A socket that can be taken away from whoever uses it.
+//! A socket that can be taken away from whoever uses it, and is read in large pieces.
 
+use bytes::{Buf, Bytes};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Most bytes of one read from the socket: an answer of a visit and more.
+const AHEAD: usize = 8 * 1024;
 
 /// What a peer's identification begins with (RFC 4253, section 4.2); other lines may come before it.
 const IDENTIFICATION: &[u8] = b"SSH-";
@@ -39,15 +44,20 @@ impl Heard {
 /// russh runs a session in a task of its own. Dropping the future that connects, or the handle of a
 /// stalled session, leaves that task and its socket behind for as long as the peer is silent; a failing
 /// read ends it at once.
+///
+/// It also reads each packet in two parts, the length first. What has come is therefore read from the
+/// socket as a whole, and handed on from memory, which is held only until it has been.
 pub(super) struct OwnedStream {
     stream: TcpStream,
+    ahead: Bytes,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     heard: Arc<Heard>,
 }
 
 impl OwnedStream {
     pub(super) fn new(stream: TcpStream, token: CancellationToken) -> Self {
-        Self { stream, cancelled: Box::pin(token.cancelled_owned()), heard: Arc::default() }
+        let cancelled = Box::pin(token.cancelled_owned());
+        Self { stream, ahead: Bytes::new(), cancelled, heard: Arc::default() }
     }
 
     pub(super) fn heard(&self) -> Arc<Heard> {
@@ -69,10 +79,27 @@ impl AsyncRead for OwnedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.alive(cx)?;
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.heard.listen(buf.filled().get(before..).unwrap_or_default());
-        read
+        if self.ahead.is_empty() {
+            let mut space = [MaybeUninit::uninit(); AHEAD];
+            let mut came = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut came))?;
+            let came = came.filled();
+            self.heard.listen(came);
+            let (now, later) = came.split_at(came.len().min(buf.remaining()));
+            buf.put_slice(now);
+            if !later.is_empty() {
+                self.ahead = Bytes::copy_from_slice(later);
+            }
+        } else {
+            let (now, _) = self.ahead.split_at(self.ahead.len().min(buf.remaining()));
+            buf.put_slice(now);
+            let taken = now.len();
+            self.ahead.advance(taken);
+            if self.ahead.is_empty() {
+                self.ahead = Bytes::new();
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -17,15 +17,12 @@ pub enum End {
     Lost,
 }
 
-/// What a command printed, also when it did not end well.
+/// How a command ended, well or not. Its lines went to whoever asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transcript {
-    /// Lines of its standard output and when they came, counted from the start of the command. Invalid
-    /// UTF-8 is replaced, the end of line cut off.
-    pub lines: Vec<(Duration, String)>,
     /// Its exit status, if the host told it.
     pub exit: Option<u32>,
-    /// Why there are no more lines.
+    /// Why no more lines came.
     pub end: End,
     /// How long it took.
     pub elapsed: Duration,
@@ -46,11 +43,11 @@ impl Transcript {
     }
 }
 
-/// Cuts the output into lines.
+/// Cuts the output into lines, for `until`: when each came, counted from the start of the command, and its
+/// text, invalid UTF-8 replaced and the end of line cut off.
 pub(super) struct Lines {
     start: Instant,
-    /// Those that ended so far.
-    pub(super) lines: Vec<(Duration, String)>,
+    /// The begin of a line whose end has not come.
     rest: Vec<u8>,
     bytes: usize,
     max_bytes: usize,
@@ -58,7 +55,7 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(start: Instant, max_bytes: usize) -> Self {
-        Self { start, lines: Vec::new(), rest: Vec::new(), bytes: 0, max_bytes }
+        Self { start, rest: Vec::new(), bytes: 0, max_bytes }
     }
 
     pub(super) fn count(&mut self, bytes: usize) {
@@ -73,29 +70,33 @@ impl Lines {
     pub(super) fn take(&mut self, data: &[u8], until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
         let room = self.max_bytes.saturating_sub(self.bytes).min(data.len());
         self.count(data.len());
-        let mut parts = data.get(..room).unwrap_or_default().split(|byte| *byte == b'\n').peekable();
-        while let Some(part) = parts.next() {
-            self.rest.extend_from_slice(part);
-            if parts.peek().is_some() && self.end_line(until) {
+        for piece in data.get(..room).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+            let Some(line) = piece.strip_suffix(b"\n") else {
+                self.rest.extend_from_slice(piece);
+                break;
+            };
+            let enough = if self.rest.is_empty() {
+                self.line(line, until)
+            } else {
+                self.rest.extend_from_slice(line);
+                self.finish(until)
+            };
+            if enough {
                 return true;
             }
         }
         false
     }
 
-    pub(super) fn finish(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) {
-        if !self.rest.is_empty() {
-            self.end_line(until);
-        }
+    /// The last line may have no end.
+    pub(super) fn finish(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
+        let rest = std::mem::take(&mut self.rest);
+        !rest.is_empty() && self.line(&rest, until)
     }
 
-    fn end_line(&mut self, until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
-        let rest = std::mem::take(&mut self.rest);
-        let line = String::from_utf8_lossy(rest.strip_suffix(b"\r").unwrap_or(&rest)).into_owned();
-        let elapsed = self.start.elapsed();
-        let enough = until(elapsed, &line);
-        self.lines.push((elapsed, line));
-        enough
+    fn line(&self, line: &[u8], until: &mut impl FnMut(Duration, &str) -> bool) -> bool {
+        let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
+        until(self.start.elapsed(), &line)
     }
 }
 
@@ -104,12 +105,16 @@ mod tests {
     use super::*;
 
     fn cut_into_lines(parts: &[&[u8]], max_bytes: usize) -> Vec<String> {
-        let mut lines = Lines::new(Instant::now(), max_bytes);
+        let (mut lines, mut seen) = (Lines::new(Instant::now(), max_bytes), Vec::new());
+        let mut until = |_, line: &str| {
+            seen.push(line.to_owned());
+            false
+        };
         for part in parts {
-            lines.take(part, &mut |_, _| false);
+            lines.take(part, &mut until);
         }
-        lines.finish(&mut |_, _| false);
-        lines.lines.into_iter().map(|(_, line)| line).collect()
+        lines.finish(&mut until);
+        seen
     }
 
     proptest::proptest! {
@@ -133,8 +138,12 @@ mod tests {
 
     #[test]
     fn nothing_is_read_beyond_the_last_line_of_interest() {
-        let mut lines = Lines::new(Instant::now(), 100);
-        assert!(lines.take(b"a\nlast\nmore\n", &mut |_, line| line == "last"));
-        assert_eq!(lines.lines.len(), 2);
+        let (mut lines, mut seen) = (Lines::new(Instant::now(), 100), 0);
+        let mut until = |_, line: &str| {
+            seen += 1;
+            line == "last"
+        };
+        assert!(lines.take(b"a\nlast\nmore\n", &mut until));
+        assert_eq!(seen, 2);
     }
 }

@@ -99,14 +99,25 @@ fn echo() -> Commands {
     Commands::Play(vec![Say::Out(b"one\ntwo\n"), Say::Exit(0), Say::Eof, Say::Close])
 }
 
-async fn run(peer: &Peer, limits: Limits) -> (Session, Transcript) {
+async fn run(peer: &Peer, limits: Limits) -> (Session, Vec<String>, Transcript) {
     let mut session = Agent::new().connect(peer, PASSWORD).await.unwrap();
-    let transcript = session.exec("command", limits, |_, _| false).await.unwrap();
-    (session, transcript)
+    let (lines, transcript) = exec(&mut session, limits, |_| false).await;
+    (session, lines, transcript)
 }
 
-fn text(transcript: &Transcript) -> Vec<&str> {
-    transcript.lines.iter().map(|(_, line)| line.as_str()).collect()
+/// Runs a command up to the line that is the last one of interest, and takes down its lines.
+async fn exec(
+    session: &mut Session,
+    limits: Limits,
+    is_last: impl Fn(&str) -> bool + Send,
+) -> (Vec<String>, Transcript) {
+    let mut lines = Vec::new();
+    let until = |_, line: &str| {
+        lines.push(line.to_owned());
+        is_last(line)
+    };
+    let transcript = session.exec("command", limits, until).await.unwrap();
+    (lines, transcript)
 }
 
 #[tokio::test]
@@ -117,7 +128,7 @@ async fn every_way_of_asking_for_the_password_is_answered() {
         let peer = Peer::start(login, echo()).await;
         let agent = Agent::new();
         let mut session = agent.connect(&peer, PASSWORD).await.unwrap_or_else(|e| panic!("{login:?}: {e}"));
-        assert_eq!(text(&session.exec("x", LIMITS, |_, _| false).await.unwrap()), ["one", "two"]);
+        assert_eq!(exec(&mut session, LIMITS, |_| false).await.0, ["one", "two"]);
         assert_eq!(agent.logins("accepted"), 1.0);
         session.close().await;
         peer.until("the session is over", |state| state.open == 0).await;
@@ -291,8 +302,8 @@ async fn output_is_put_together_however_it_is_cut_and_whatever_is_in_it() {
         ]),
     )
     .await;
-    let (session, transcript) = run(&peer, LIMITS).await;
-    assert_eq!(text(&transcript)[..3], ["one", "two \u{fffd}\0", ""]);
+    let (session, lines, transcript) = run(&peer, LIMITS).await;
+    assert_eq!(lines[..3], ["one", "two \u{fffd}\0", ""]);
     assert_eq!((transcript.exit, transcript.end), (Some(3), End::Complete));
     assert!(!session.is_closed());
 }
@@ -306,8 +317,8 @@ async fn reading_ends_with_the_last_line_of_interest_and_the_channel_is_given_ba
     .await;
     let mut session = Agent::new().connect(&peer, PASSWORD).await.unwrap();
     for _ in 0..3 {
-        let transcript = session.exec("x", LIMITS, |_, line| line == "last").await.unwrap();
-        assert_eq!((text(&transcript), transcript.end), (vec!["a", "last"], End::Complete));
+        let (lines, transcript) = exec(&mut session, LIMITS, |line| line == "last").await;
+        assert_eq!((lines, transcript.end), (vec!["a".to_owned(), "last".to_owned()], End::Complete));
         peer.until("the channel is closed", |state| state.channels == 0).await;
     }
     assert_eq!(peer.seen(), (1, 3));
@@ -317,8 +328,9 @@ async fn reading_ends_with_the_last_line_of_interest_and_the_channel_is_given_ba
 async fn a_command_that_hangs_gives_the_lines_that_came() {
     let peer =
         Peer::start(Login::KeyboardInteractive, Commands::Play(vec![Say::Out(b"a\nb"), Say::Stall])).await;
-    let (session, transcript) = run(&peer, Limits { timeout: Duration::from_millis(300), ..LIMITS }).await;
-    assert_eq!((text(&transcript), transcript.end), (vec!["a", "b"], End::TimedOut));
+    let limits = Limits { timeout: Duration::from_millis(300), ..LIMITS };
+    let (session, lines, transcript) = run(&peer, limits).await;
+    assert_eq!((lines, transcript.end), (vec!["a".to_owned(), "b".to_owned()], End::TimedOut));
     assert!(session.is_closed(), "nobody knows what goes on at its other end");
     peer.until("the channel is closed", |state| state.channels == 0).await;
 }
@@ -326,9 +338,9 @@ async fn a_command_that_hangs_gives_the_lines_that_came() {
 #[tokio::test]
 async fn a_flood_is_cut_at_the_limit() {
     let peer = Peer::start(Login::KeyboardInteractive, Commands::Play(vec![Say::Flood])).await;
-    let (session, transcript) = run(&peer, LIMITS).await;
+    let (session, lines, transcript) = run(&peer, LIMITS).await;
     assert_eq!(transcript.end, End::TooLarge);
-    assert!(transcript.lines.iter().map(|(_, line)| line.len()).sum::<usize>() <= LIMITS.max_bytes);
+    assert!(lines.iter().map(String::len).sum::<usize>() <= LIMITS.max_bytes);
     drop(session);
     peer.until("the socket is closed", |state| state.open == 0).await;
 }
@@ -338,12 +350,12 @@ async fn a_cut_connection_gives_the_lines_that_came() {
     let peer =
         Peer::start(Login::KeyboardInteractive, Commands::Play(vec![Say::Out(b"a\n"), Say::Stall])).await;
     let mut session = Agent::new().connect(&peer, PASSWORD).await.unwrap();
-    let transcript = session.exec("x", LIMITS, |_, _| {
+    let cut_after_the_first = |_: &str| {
         peer.cut_all();
         false
-    });
-    let transcript = transcript.await.unwrap();
-    assert_eq!((text(&transcript), transcript.end), (vec!["a"], End::Lost));
+    };
+    let (lines, transcript) = exec(&mut session, LIMITS, cut_after_the_first).await;
+    assert_eq!((lines, transcript.end), (vec!["a".to_owned()], End::Lost));
 }
 
 #[tokio::test]
