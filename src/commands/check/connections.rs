@@ -145,7 +145,10 @@ impl Connection {
             }
             "methods" => &["methods"],
             "login" => &["method"],
-            "sessions" => return format!("{} at a time", self.fact("sessions_allowed")),
+            "sessions" => match self.fact("sessions_allowed") {
+                "" => return "not found out how many at a time".to_owned(),
+                allowed => return format!("{allowed} at a time"),
+            },
             "connect" => {
                 let verified = if self.fact("tls_verified") == "true" { "verified" } else { "not verified" };
                 let api = format!("{} {}", self.fact("api_type"), self.fact("api_version"));

@@ -3,10 +3,13 @@
 use super::{CLOSE_LIMIT, Session};
 use crate::outcome::Failure;
 use futures::future::join_all;
-use tokio::time::timeout;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
 
 /// Channels that are opened to find out; more are never needed.
 const PROBED: usize = 3;
+/// Pause before the next try where none could be opened.
+const AGAIN: Duration = Duration::from_millis(50);
 
 impl Session {
     /// For whoever wants to know the steps: takes down the fact `sessions_allowed`, `1`, `2` or `>= 3`. Opens
@@ -17,16 +20,28 @@ impl Session {
             return;
         }
         let probing = async {
-            let openings = (0..PROBED).map(|_| self.handle.channel_open_session());
-            let opened = timeout(CLOSE_LIMIT, join_all(openings)).await;
-            let opened = opened.map_or(0, |openings| openings.iter().flatten().count());
-            match opened {
-                0 => {}
-                PROBED.. => self.told.steps.fact("sessions_allowed", format!(">= {opened}")),
-                _ => self.told.steps.fact("sessions_allowed", opened.to_string()),
+            let opened = timeout(CLOSE_LIMIT, async {
+                loop {
+                    match self.open_some().await {
+                        // The host frees the command's session only when its process has ended.
+                        0 => sleep(AGAIN).await,
+                        opened => break opened,
+                    }
+                }
+            });
+            match opened.await {
+                Ok(opened @ PROBED..) => self.told.steps.fact("sessions_allowed", format!(">= {opened}")),
+                Ok(opened) => self.told.steps.fact("sessions_allowed", opened.to_string()),
+                Err(_) => {}
             }
             Ok::<_, Failure>(())
         };
         let _ = self.told.steps.timed("sessions", probing).await;
+    }
+
+    /// Opens channels for as long as there are any; returns how many.
+    async fn open_some(&self) -> usize {
+        let openings = (0..PROBED).map(|_| self.handle.channel_open_session());
+        join_all(openings).await.iter().flatten().count()
     }
 }
