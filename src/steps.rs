@@ -36,6 +36,11 @@ impl Steps {
         Self(Some(Arc::default()))
     }
 
+    /// Whether anybody wants to know.
+    pub fn are_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Does `work` and takes it down as a step.
     pub async fn timed<T, E>(
         &self,

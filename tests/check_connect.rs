@@ -45,12 +45,13 @@ async fn every_step_is_told_and_nothing_is_left_behind() {
     let (report, code) = connect(&estate, SAME).await;
     assert_eq!(code, Some(0), "{report:#}");
     let host = &report["hosts"][0];
-    let all = ["name", "tcp", "key_exchange", "methods", "guard", "login", "command"];
+    let all = ["name", "tcp", "key_exchange", "methods", "guard", "login", "command", "sessions"];
     assert_eq!(steps(host), all);
     assert_eq!(host["facts"]["host_key"], "new");
     assert_eq!(host["facts"]["method"], "keyboard-interactive");
     assert!(host["facts"]["host_key_fingerprint"].as_str().unwrap().starts_with("SHA256:"));
     assert_eq!(host["services"]["hostd"], "running");
+    assert_eq!(host["facts"]["sessions_allowed"], ">= 3");
     let vcenter = &report["vcenters"][0];
     assert_eq!(steps(vcenter), ["connect", "login", "read", "logout"]);
     assert_eq!(vcenter["facts"]["hosts"], json!(2));
@@ -59,6 +60,17 @@ async fn every_step_is_told_and_nothing_is_left_behind() {
     assert!(!estate.folder.path().join("state/known_hosts").exists(), "it records no key");
     assert_eq!((estate.vcenters[0].logins(), estate.vcenters[0].open_sessions()), (1, 0));
     assert_eq!((estate.fleet.logins(0), estate.fleet.commands(0)), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_many_sessions_a_host_allows_is_found_out() {
+    for (allowed, told) in [(1, json!(1)), (2, json!(2)), (10, json!(">= 3"))] {
+        let spec = FleetSpec { hosts: 1, max_sessions: allowed, ..FleetSpec::default() };
+        let estate = Estate::with_fleet(spec, 0, None).await;
+        let (report, code) = connect(&estate, SAME).await;
+        assert_eq!((code, &report["hosts"][0]["facts"]["sessions_allowed"]), (Some(0), &told), "{report:#}");
+        assert_eq!((estate.fleet.logins(0), estate.fleet.commands(0)), (1, 1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,10 @@ fn questions() -> Vec<Question> {
 /// What a client with a marker of its own reads.
 async fn visit(shell: &Shell, services: &Arc<scripts::Services>) -> Vec<Answer> {
     let (questions, marker) = (questions(), new_marker());
-    let mut answer = shell.run(&compose(&questions, &marker, Duration::from_secs(2)), services);
+    let mut answer = shell.run(
+        &compose(questions.iter().map(|question| (question, None)), &marker, Duration::from_secs(2)),
+        services,
+    );
     let mut reader = Reader::new(&questions, &marker);
     let (started, mut output) = (Instant::now(), Vec::new());
     let read = async {

@@ -248,7 +248,13 @@ async fn channels_beyond_max_sessions_are_refused_until_one_is_closed() {
     let first = session.channel_open_session().await.unwrap();
     assert!(session.channel_open_session().await.is_err());
     first.close().await.unwrap();
-    assert_eq!(exec(&session, "echo well").await.unwrap().0, "well\n");
+    for _ in 0..3 {
+        assert_eq!(
+            exec(&session, "echo well").await.unwrap().0,
+            "well\n",
+            "who closes first does not matter"
+        );
+    }
 }
 
 #[tokio::test]

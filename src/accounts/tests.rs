@@ -95,6 +95,43 @@ async fn a_changed_password_file_is_read_again_and_is_another_credential() {
     assert_eq!(failure, no_credentials(format!("{} is empty", path.display())));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_new_password_in_the_file_gets_the_guards_tries_at_the_next_login() {
+    let (folder, limits) = (
+        tempfile::tempdir().unwrap(),
+        LockoutConfig {
+            wait: std::time::Duration::from_secs(1000),
+            max_wait: std::time::Duration::from_secs(86_400),
+            unproven_tries: 3,
+            volatile: true,
+        },
+    );
+    let guard = guard::Guard::new(limits, crate::stats::Stats::new());
+    let path = folder.path().join("password");
+    let accounts = esxi("root", Proof::Password(SecretSource::File(path.clone())));
+    let target = |number: usize| crate::target::TargetId::host(format!("esx{number}"));
+    // Wrong from the start: three tries in all, on a fleet of five thousand and however long it goes on.
+    fs::write(&path, "wrong").unwrap();
+    let mut tried = 0;
+    for _ in 0..3 {
+        for number in 0..5_000 {
+            let login = accounts.for_host(&host()).await.unwrap();
+            if guard.check(&target(number), login.credential).is_err() {
+                continue;
+            }
+            guard.permit(&target(number), login.credential).await.unwrap().rejected();
+            tried += 1;
+        }
+        tokio::time::advance(std::time::Duration::from_secs(100_000)).await;
+    }
+    assert_eq!(tried, 3);
+    fs::write(&path, "right").unwrap();
+    for number in 0..5_000 {
+        let login = accounts.for_host(&host()).await.unwrap();
+        guard.permit(&target(number), login.credential).await.unwrap().accepted();
+    }
+}
+
 #[tokio::test]
 async fn a_password_file_that_is_not_there_is_named() {
     let accounts = esxi("root", Proof::Password(SecretSource::File("/nowhere/password".into())));

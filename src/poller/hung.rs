@@ -1,11 +1,12 @@
 //! Questions that hung: left out for a while on the host on which they did.
 //!
-//! A script that hangs is killed on the host, but what it has started, or what waits for a device, may
-//! stay. Asked at every visit it would pile up there; so each time it hangs again it is left out for
-//! longer, and one answer ends that.
+//! A script that hangs is killed on the host, but what waits for a device may stay. Asked at every visit it
+//! would pile up there. So each time it hangs again it is left out for longer, and one answer ends that; and
+//! when it is asked again the host is told whom it killed, and does not run the script while that stands.
 
 use super::visit::Key;
 use crate::collectors::Answer;
+use crate::collectors::command::Former;
 use crate::outcome::FailureReason;
 use crate::target::TargetId;
 use std::collections::HashMap;
@@ -13,6 +14,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most visits in a row in which a question is left out.
 const MOST: u32 = 10;
+
+/// Most times in a row that a former script is found standing; then it is taken for a stranger who has got its
+/// id, and the question is asked. At one visit a minute that is after sixteen hours.
+const MOST_STANDING: u32 = 100;
 
 /// The questions that hung, of all hosts. Bounded by inventory and configuration.
 #[derive(Debug, Default)]
@@ -25,6 +30,10 @@ struct Rest {
     left: u32,
     /// For how many in all.
     length: u32,
+    /// Whom the host killed for it.
+    former: Option<Former>,
+    /// How often in a row it was found standing.
+    standing: u32,
 }
 
 impl Hung {
@@ -44,17 +53,32 @@ impl Hung {
         }
     }
 
-    /// The question was asked on a host that answered others, or said itself that it was killed.
-    pub(super) fn asked(&self, host: &TargetId, question: Key, answer: &Answer) {
+    /// Whom the host killed for this question, if that may still stand there.
+    pub(super) fn former(&self, host: &TargetId, question: &Key) -> Option<Former> {
+        self.lock().get(host).and_then(|of_host| of_host.get(question)).and_then(|rest| rest.former)
+    }
+
+    /// The question was asked on a host that answered others, or said itself whom it `killed`.
+    pub(super) fn asked(&self, host: &TargetId, question: Key, answer: &Answer, killed: Option<Former>) {
         let mut all = self.lock();
-        if answer.result == Err(FailureReason::CommandTimeout) {
-            let rest = all.entry(host.clone()).or_default().entry(question).or_default();
-            rest.length = (rest.length * 2).clamp(1, MOST);
-            rest.left = rest.length;
-        } else if let Some(of_host) = all.get_mut(host) {
-            of_host.remove(&question);
-            if of_host.is_empty() {
-                all.remove(host);
+        match answer.result {
+            Err(reason @ (FailureReason::CommandTimeout | FailureReason::SkippedHung)) => {
+                let rest = all.entry(host.clone()).or_default().entry(question).or_default();
+                rest.length = (rest.length * 2).clamp(1, MOST);
+                rest.left = rest.length;
+                if reason == FailureReason::CommandTimeout {
+                    (rest.former, rest.standing) = (killed, 0);
+                } else {
+                    rest.standing += 1;
+                    rest.former = rest.former.filter(|_| rest.standing < MOST_STANDING);
+                }
+            }
+            _ => {
+                let Some(of_host) = all.get_mut(host) else { return };
+                of_host.remove(&question);
+                if of_host.is_empty() {
+                    all.remove(host);
+                }
             }
         }
     }
@@ -96,14 +120,14 @@ mod tests {
             (Hung::default(), TargetId::host("esx1"), ("critical_service", "vpxa".into()));
         let mut rests = Vec::new();
         for _ in 0..6 {
-            hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)));
+            hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)), None);
             assert!(!hung.rests(&TargetId::host("esx2"), &key), "other hosts are asked");
             rests.push(skipped(&hung, &host, &key));
         }
         assert_eq!(rests, [1, 2, 4, 8, 10, 10]);
-        hung.asked(&host, key.clone(), &answer(Ok(Reply { lines: Vec::new(), exit: 0 })));
+        hung.asked(&host, key.clone(), &answer(Ok(Reply { lines: Vec::new(), exit: 0 })), None);
         assert!(hung.lock().is_empty());
-        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)));
+        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)), None);
         assert_eq!(skipped(&hung, &host, &key), 1);
     }
 
@@ -111,13 +135,37 @@ mod tests {
     fn whoever_wants_to_know_now_gets_everything_asked() {
         let (hung, host, key) =
             (Hung::default(), TargetId::host("esx1"), ("critical_service", "vpxa".into()));
-        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)));
+        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)), None);
         hung.ask_all();
         assert!(!hung.rests(&host, &key));
-        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)));
+        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)), None);
         assert_eq!(skipped(&hung, &host, &key), 2, "what hangs again still rests longer");
-        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)));
+        hung.asked(&host, key.clone(), &answer(Err(FailureReason::CommandTimeout)), None);
         hung.forget(&host);
         assert!(!hung.rests(&host, &key));
+    }
+
+    #[test]
+    fn whom_the_host_killed_is_told_to_it_until_it_is_gone_or_must_be_a_stranger() {
+        let (hung, host, key) =
+            (Hung::default(), TargetId::host("esx1"), ("critical_service", "vpxa".into()));
+        let killed = Former::parse("-4711");
+        let (timeout, stands) =
+            (answer(Err(FailureReason::CommandTimeout)), answer(Err(FailureReason::SkippedHung)));
+        hung.asked(&host, key.clone(), &timeout, killed);
+        assert_eq!(hung.former(&host, &key), killed);
+        hung.ask_all();
+        assert_eq!(hung.former(&host, &key), killed, "also for who wants to know now");
+        hung.asked(&host, key.clone(), &stands, None);
+        assert_eq!((hung.former(&host, &key), skipped(&hung, &host, &key)), (killed, 2));
+        hung.asked(&host, key.clone(), &timeout, None);
+        assert_eq!(hung.former(&host, &key), None, "it was gone, and nobody said whom he killed now");
+
+        hung.asked(&host, key.clone(), &timeout, killed);
+        let told = (0..1000).take_while(|_| {
+            hung.asked(&host, key.clone(), &stands, None);
+            hung.former(&host, &key).is_some()
+        });
+        assert_eq!(told.count(), 99);
     }
 }

@@ -5,7 +5,10 @@
 //! is not being visited costs an entry in a heap, not a task.
 //!
 //! A host whose visit only cost time leaves that pace: it waits in a queue of its own, with few places and
-//! growing pauses, until it answers (see `lane`). So a part of a fleet that hangs holds up nobody.
+//! growing pauses, until it answers (see `lane`). So a part of a fleet that hangs holds up nobody. Those that
+//! were lost together are tried again together (see `outage`).
+
+mod outage;
 
 use super::callers::Callers;
 use super::lane::{Census, Lane, jittered, pause_of, slow_places};
@@ -13,6 +16,7 @@ use crate::inventory::{Host, Inventory};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::stats::Stats;
 use crate::target::TargetId;
+use outage::Outages;
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -76,6 +80,8 @@ struct Entry {
     lane: Lane,
     /// How many visits in a row ended outside the normal lane.
     setbacks: u32,
+    /// When it left the normal lane.
+    left: Option<Instant>,
     /// When the visit that is waiting or under way was due.
     due: Instant,
     running: Option<AbortHandle>,
@@ -107,6 +113,7 @@ struct Timetable {
     /// How many of those under way were started in the slow lane.
     slow_running: usize,
     census: Census,
+    outages: Outages,
     late: usize,
     told: Option<Instant>,
 }
@@ -177,14 +184,15 @@ impl<V: Visits> Schedule<V> {
         });
         let interval = self.pace.borrow().interval;
         let newcomers = present.keys().filter(|id| !table.entries.contains_key(*id)).count();
-        let ramp = interval.min(START_RAMP.saturating_mul(u32::try_from(newcomers).unwrap_or(u32::MAX)));
+        let ramp = ramp(newcomers, interval);
         let now = Instant::now().max(start);
         for (id, host) in present {
             let Some(entry) = table.entries.get_mut(&id) else {
                 let phase = phase(&id.address);
                 let due = now + ramp.mul_f64(phase);
                 let (host, lane) = (Arc::clone(host), Lane::default());
-                let entry = Entry { host, phase, lane, setbacks: 0, due, running: None, again: false };
+                let (setbacks, left, running, again) = (0, None, None, false);
+                let entry = Entry { host, phase, lane, setbacks, left, due, running, again };
                 table.entries.insert(id.clone(), entry);
                 table.census.add(lane);
                 table.queue.push(Reverse(Due(due, id)));
@@ -193,7 +201,7 @@ impl<V: Visits> Schedule<V> {
             let before = std::mem::replace(&mut entry.host, Arc::clone(host));
             // What kept the old one from answering may not concern the new one.
             if before != *host && entry.lane != Lane::Normal {
-                entry.setbacks = 0;
+                (entry.setbacks, entry.left) = (0, None);
                 table.move_to(&id, Lane::Normal);
                 table.make_due(&id, now);
             }
@@ -229,20 +237,30 @@ impl<V: Visits> Schedule<V> {
             self.stats.add(&OVERRUNS, Attributes::new([("kind", "host")]), 1.0);
             table.late += 1;
         }
+        let left = entry.left;
         if let Some(lane) = lane {
             entry.setbacks = if lane == Lane::Normal { 0 } else { entry.setbacks.saturating_add(1) };
+            entry.left = if lane == Lane::Normal { None } else { left.or(Some(now)) };
         }
+        let (is_back, is_lost) =
+            (left.is_some() && entry.left.is_none(), left.is_none() && entry.left.is_some());
         let usual =
             || next_on_grid(start, entry.phase, pace.interval, now.max(entry.due + pace.interval / 2));
         let due = match pause_of(entry.setbacks, pace.interval) {
             _ if std::mem::take(&mut entry.again) && lane != Some(Lane::Slow) => now,
-            Some(pause) => now + jittered(pause),
-            None => usual(),
+            Some(pause) if !table.outages.is_ending(left, now, pace.interval) => now + jittered(pause),
+            _ => usual(),
         };
         if lane.is_some_and(|lane| table.move_to(&id, lane)) {
             table.census.tell(&self.stats);
         }
         table.make_due(&id, due);
+        if is_lost {
+            table.outages.lost(now, table.entries.len(), pace.interval);
+        } else if is_back && table.outages.ends(left, now, pace.interval) {
+            table.try_those_lost_together(now, pace.interval);
+        }
+        table.send_scout(&id, now, pace.interval);
         table.tell_of_overruns(now, pace);
     }
 }
@@ -318,6 +336,42 @@ impl Timetable {
         }
     }
 
+    /// Those that were lost together with one that answers again, one after the other. Their pauses, should
+    /// they need them, go on growing.
+    fn try_those_lost_together(&mut self, now: Instant, interval: Duration) {
+        let is_lost = |entry: &Entry| self.outages.includes(entry.left) && entry.running.is_none();
+        let lost: Vec<_> =
+            self.entries.iter().filter(|(_, e)| is_lost(e)).map(|(id, e)| (id.clone(), e.phase)).collect();
+        let ramp = ramp(lost.len(), interval);
+        debug!(hosts = lost.len(), "one of those that were lost together answers: the others are tried");
+        for (id, phase) in lost {
+            let due = now + ramp.mul_f64(phase);
+            if self.entries.get(&id).is_some_and(|entry| entry.due > due) {
+                self.make_due(&id, due);
+            }
+        }
+    }
+
+    /// As long as those that were lost together stay away one of them is tried at every interval: each time
+    /// the one that would have to wait longest. `ended` is whose visit has just ended.
+    fn send_scout(&mut self, ended: &TargetId, now: Instant, interval: Duration) {
+        let is_lost = |entry: &Entry| self.outages.includes(entry.left);
+        if !self.entries.get(ended).is_some_and(is_lost) {
+            return;
+        }
+        let is_out = |scout: &TargetId| scout != ended && self.entries.get(scout).is_some_and(is_lost);
+        if self.outages.scout.as_ref().is_some_and(is_out) {
+            return;
+        }
+        let waiting = self.entries.iter().filter(|(_, entry)| is_lost(entry) && entry.running.is_none());
+        let scout = waiting.max_by_key(|(_, entry)| entry.due).map(|(id, entry)| (id.clone(), entry.due));
+        let Some((scout, due)) = scout else { return };
+        if due > now + interval {
+            self.make_due(&scout, now + interval);
+        }
+        self.outages.scout = Some(scout);
+    }
+
     /// One line an interval at the most, with what can be done about it.
     fn tell_of_overruns(&mut self, now: Instant, pace: &Pace) {
         let due_to_tell = self.told.is_none_or(|told| now >= told + pace.interval);
@@ -337,6 +391,11 @@ impl Timetable {
         self.late = 0;
         self.told = Some(now);
     }
+}
+
+/// Over how long the visits of `hosts` that are due at once are spread.
+fn ramp(hosts: usize, interval: Duration) -> Duration {
+    interval.min(START_RAMP.saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX)))
 }
 
 /// The first place of a queue that is not outdated.

@@ -9,7 +9,7 @@ use super::hung::Hung;
 use super::pool::Pool;
 use super::schedule::{next_on_grid, phase};
 use crate::accounts::Accounts;
-use crate::collectors::command::{self, Ending, Reader};
+use crate::collectors::command::{self, Ending, Former, Reader};
 use crate::collectors::{Answer, HostCollector, Question};
 use crate::inventory::Host;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
@@ -82,8 +82,9 @@ pub struct Visitor {
 /// The command's questions, and whose they are.
 struct Asked<'a> {
     due: &'a [Arc<dyn HostCollector>],
-    /// With identifiers that are unique among all collectors; a collector's place in `due` comes along.
-    questions: Vec<(usize, Question)>,
+    /// With identifiers that are unique among all collectors; a collector's place in `due` comes along, and
+    /// whom the host killed for it.
+    questions: Vec<(usize, Question, Option<Former>)>,
     /// Those that are left out, since they hung: with the collector's place and their own identifiers.
     left_out: Vec<(usize, Arc<str>)>,
 }
@@ -92,6 +93,8 @@ struct Asked<'a> {
 struct Answers {
     /// In the order of the questions.
     answers: Vec<Answer>,
+    /// Whom the host killed for each.
+    killed: Vec<Option<Former>>,
     /// How many came in their frames.
     came: usize,
     /// When the command was started, by the wall clock.
@@ -115,7 +118,7 @@ impl Visitor {
             "esxi.hostsystem" = %host.address, "esxi.site" = %host.site
         );
         let id = host.id();
-        let asked = Asked::new(due, |question| self.hung.rests(&id, question));
+        let asked = Asked::new(due, |key| self.hung.rests(&id, key), |key| self.hung.former(&id, key));
         let mut reached = false;
         let visit = self.ask_and_read(host, &asked, start + limit, &mut reached).instrument(span.clone());
         let (reports, outcome) = timeout_at(start + limit, visit).await.unwrap_or_else(|_| {
@@ -224,9 +227,9 @@ impl Visitor {
         let timeout = self.connector.config().command_timeout.min(left);
         let limits = Limits { timeout, max_bytes: command::max_output(asked.questions.len()) };
         let marker = command::new_marker();
-        let questions = || asked.questions.iter().map(|(_, question)| question);
-        let text = command::compose(questions(), &marker, on_the_host(timeout));
-        let mut reader = Reader::new(questions(), &marker);
+        let questions = asked.questions.iter().map(|(_, question, former)| (question, *former));
+        let text = command::compose(questions, &marker, on_the_host(timeout));
+        let mut reader = Reader::new(asked.questions.iter().map(|(_, question, _)| question), &marker);
 
         let started = SystemTime::now();
         let transcript = session.exec(&text, limits, |elapsed, line| reader.line(elapsed, line)).await;
@@ -245,7 +248,8 @@ impl Visitor {
             End::Lost => Ending::Lost,
         };
         let came = reader.answered();
-        Ok(Answers { answers: reader.finish(ending, transcript.elapsed), came, started, transcript })
+        let killed = (0..asked.questions.len()).map(|place| reader.killed(place)).collect();
+        Ok(Answers { killed, answers: reader.finish(ending, transcript.elapsed), came, started, transcript })
     }
 
     fn read(&self, host: &Host, asked: &Asked<'_>, answers: Answers) -> Vec<Report> {
@@ -255,11 +259,12 @@ impl Visitor {
         }
         let id = host.id();
         let mut readings: Vec<Vec<Reading>> = asked.due.iter().map(|_| Vec::new()).collect();
-        for ((place, _), mut answer) in asked.questions.iter().zip(answers.answers) {
+        let came = answers.answers.into_iter().zip(answers.killed);
+        for ((place, ..), (mut answer, killed)) in asked.questions.iter().zip(came) {
             let lost = answers.transcript.end == End::Lost && answer.result.is_err();
             let (Some(collector), false) = (asked.due.get(*place), lost) else { continue };
             answer.question = asked.original(&answer.question);
-            self.hung.asked(&id, (collector.name(), Arc::clone(&answer.question)), &answer);
+            self.hung.asked(&id, (collector.name(), Arc::clone(&answer.question)), &answer, killed);
             let verdict = collector.read(host, &answer);
             self.add_span(collector.as_ref(), &answer, verdict.problem, answers.started);
             if let Some(readings) = readings.get_mut(*place) {
@@ -309,15 +314,20 @@ impl Visitor {
 
 impl<'a> Asked<'a> {
     /// Everything that is due, but for what `rests`.
-    fn new(due: &'a [Arc<dyn HostCollector>], rests: impl Fn(&Key) -> bool) -> Self {
+    fn new(
+        due: &'a [Arc<dyn HostCollector>],
+        rests: impl Fn(&Key) -> bool,
+        former: impl Fn(&Key) -> Option<Former>,
+    ) -> Self {
         let (mut questions, mut left_out) = (Vec::new(), Vec::new());
         for (place, collector) in due.iter().enumerate() {
             for question in collector.questions() {
-                if rests(&(collector.name(), Arc::clone(&question.id))) {
+                let key = (collector.name(), Arc::clone(&question.id));
+                if rests(&key) {
                     left_out.push((place, Arc::clone(&question.id)));
                 } else {
                     let id = format!("{place}.{}", question.id).into();
-                    questions.push((place, Question { id, script: question.script.clone() }));
+                    questions.push((place, Question { id, script: question.script.clone() }, former(&key)));
                 }
             }
         }

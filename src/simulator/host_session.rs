@@ -110,7 +110,7 @@ struct Connection {
     round: Round,
     logged_in: bool,
     /// Open channels; the token ends the command of one.
-    channels: HashMap<ChannelId, CancellationToken>,
+    channels: HashMap<ChannelId, OpenChannel>,
 }
 
 impl Drop for Connection {
@@ -211,19 +211,21 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
+        self.channels.retain(|_, channel| !channel.closed.is_cancelled());
         let full = self.channels.len() >= self.fleet.spec.max_sessions;
         if full || self.host.fault() == Some(HostFault::ChannelRefused) {
             reply.reject(ChannelOpenFailure::ConnectFailed).await;
         } else {
-            self.channels.insert(channel.id(), self.killed.child_token());
+            let command = self.killed.child_token();
+            self.channels.insert(channel.id(), OpenChannel { command, closed: CancellationToken::new() });
             reply.accept().await;
         }
         Ok(())
     }
 
     async fn channel_close(&mut self, channel: ChannelId, _session: &mut Session) -> Result<(), Error> {
-        if let Some(command) = self.channels.remove(&channel) {
-            command.cancel();
+        if let Some(channel) = self.channels.remove(&channel) {
+            channel.command.cancel();
         }
         Ok(())
     }
@@ -241,8 +243,11 @@ impl Handler for Connection {
             state.last_command = Some(command.clone());
             state.fault
         };
-        let Some(token) = self.channels.get(&channel).cloned() else { return Ok(()) };
+        let Some(OpenChannel { command: token, closed }) = self.channels.get(&channel).cloned() else {
+            return Ok(());
+        };
         if fault == Some(HostFault::CommandRefused) {
+            self.channels.remove(&channel);
             session.channel_failure(channel)?;
             return session.close(channel);
         }
@@ -252,6 +257,7 @@ impl Handler for Connection {
             host: self.host.clone(),
             handle: session.handle(),
             channel,
+            closed,
             killed: self.killed.clone(),
         };
         self.fleet.tasks.spawn(async move {
@@ -275,6 +281,15 @@ impl Handler for Connection {
     }
 }
 
+/// A slot of `MaxSessions`.
+#[derive(Debug, Clone)]
+struct OpenChannel {
+    /// Ends with the command.
+    command: CancellationToken,
+    /// The host has closed it. russh tells only of channels that the client closes first.
+    closed: CancellationToken,
+}
+
 /// The session that an answer goes to has ended.
 struct Gone;
 
@@ -296,6 +311,7 @@ struct Reply {
     host: Arc<Host>,
     handle: Handle,
     channel: ChannelId,
+    closed: CancellationToken,
     killed: CancellationToken,
 }
 
@@ -348,7 +364,7 @@ impl Reply {
                 Event::Exit(status) => handle.exit_status_request(channel, status).await?,
                 Event::End => {
                     handle.eof(channel).await?;
-                    return Ok(handle.close(channel).await?);
+                    return self.close().await;
                 }
             }
         }
@@ -359,6 +375,12 @@ impl Reply {
     async fn end(&self) -> Result<(), Gone> {
         self.handle.exit_status_request(self.channel, 0).await?;
         self.handle.eof(self.channel).await?;
+        self.close().await
+    }
+
+    async fn close(&self) -> Result<(), Gone> {
+        // Before the client can know and open the next one.
+        self.closed.cancel();
         Ok(self.handle.close(self.channel).await?)
     }
 }

@@ -71,6 +71,10 @@ pub fn write(folder: &Path, services: &Services) -> io::Result<()> {
     Ok(())
 }
 
+/// Not for longer than who runs it: a client may put it into a group of its own, which the end of the
+/// simulator does not reach.
+const HANGS: &str = "while kill -0 $PPID 2>/dev/null; do sleep 1; done";
+
 /// The script, or `None` if there is none.
 fn script(name: &str, state: ServiceState) -> Option<String> {
     let own = KNOWN.iter().find(|known| known.script == name);
@@ -81,8 +85,8 @@ fn script(name: &str, state: ServiceState) -> Option<String> {
         ServiceState::Missing => return None,
         ServiceState::Running | ServiceState::NotExecutable => format!("echo '{running}'"),
         ServiceState::Stopped => format!("echo '{stopped}'; exit {stopped_exit}"),
-        ServiceState::Hung => "exec sleep 600".to_owned(),
-        ServiceState::Stubborn => "trap '' HUP INT QUIT TERM; sleep 600 & sleep 600; wait".to_owned(),
+        ServiceState::Hung => HANGS.to_owned(),
+        ServiceState::Stubborn => format!("trap '' HUP INT QUIT TERM; ({HANGS}) & {HANGS}; wait"),
         ServiceState::Slow(time) => format!("sleep {}; echo '{running}'", time.as_secs_f64()),
         ServiceState::Noisy => format!(
             "echo 'watchdog-{name}: PID file /var/run/vmware/watchdog-{name}.PID does not exist' >&2; \

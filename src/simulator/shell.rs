@@ -20,8 +20,11 @@
 //! What would differ from run to run (the clock, process ids, random numbers) is that of the first run.
 //! Where this matters, [`ShellSpec::memoise`] switches it off.
 
+mod recording;
+
 use super::scripts::{self, Services};
 use bytes::{Bytes, BytesMut};
+use recording::{NOISE, Recorder, Recording, normalise};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,10 +38,10 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+pub use recording::{Answer, Event};
+
 /// Where a client believes the init scripts to be.
 const INIT_D: &str = "/etc/init.d/";
-/// Pauses below this are the machine's own. Also how long part of a line waits for the rest of it.
-const NOISE: Duration = Duration::from_millis(100);
 /// Recordings kept; when there are more all are forgotten.
 const MOST_RECORDINGS: usize = 4_096;
 
@@ -59,19 +62,6 @@ impl Default for ShellSpec {
     fn default() -> Self {
         Self { memoise: true, run_limit: Duration::from_secs(60), output_cap: 16 << 20, concurrency: 8 }
     }
-}
-
-/// One step of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Standard output.
-    Stdout(Bytes),
-    /// Standard error.
-    Stderr(Bytes),
-    /// The shell has ended. Output of processes that it left behind may follow.
-    Exit(u32),
-    /// Nobody holds the output any longer.
-    End,
 }
 
 /// Runs commands. When it is dropped all that still runs is killed and the scratch folder removed.
@@ -131,7 +121,7 @@ impl Shell {
         } else {
             self.record(command, &nonces, services)
         };
-        Answer { recording, started: Instant::now(), next: 0, nonces }
+        Answer::new(recording, nonces)
     }
 
     /// How many different runs are remembered.
@@ -153,8 +143,7 @@ impl Shell {
         nonces: &[String],
         services: &Arc<Services>,
     ) -> watch::Receiver<Recording> {
-        let (recorder, recording) =
-            watch::channel(Recording { nonces: nonces.to_vec(), ..Default::default() });
+        let (recorder, recording) = watch::channel(Recording::of(nonces));
         let run = Run {
             program: self.program.clone(),
             scratch: self.scratch.path().to_owned(),
@@ -181,134 +170,6 @@ fn find_shell() -> PathBuf {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let busybox = std::env::split_paths(&folders).map(|folder| folder.join("busybox"));
     busybox.into_iter().find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from("/bin/sh"))
-}
-
-/// What a run printed, and when.
-#[derive(Debug, Default)]
-struct Recording {
-    events: Vec<(Duration, Event)>,
-    bytes: usize,
-    /// Time of the last event as it was, and as it will be played.
-    last: (Duration, Duration),
-    done: bool,
-    /// The nonces of the command that was run.
-    nonces: Vec<String>,
-}
-
-struct Recorder<'a> {
-    recorder: &'a watch::Sender<Recording>,
-    started: Instant,
-}
-
-impl Recorder<'_> {
-    fn push(&self, event: Event) {
-        let now = self.started.elapsed();
-        self.recorder.send_modify(|recording| {
-            let (before, played) = recording.last;
-            let pause = now.saturating_sub(before);
-            let at = if pause < NOISE { played } else { played + pause };
-            recording.last = (now, at);
-            if let Event::Stdout(bytes) | Event::Stderr(bytes) = &event {
-                recording.bytes += bytes.len();
-            }
-            recording.events.push((at, event));
-        });
-    }
-
-    fn bytes(&self) -> usize {
-        self.recorder.borrow().bytes
-    }
-}
-
-/// The answer to one command, step by step, at the time of each.
-#[derive(Debug)]
-pub struct Answer {
-    recording: watch::Receiver<Recording>,
-    started: Instant,
-    next: usize,
-    nonces: Vec<String>,
-}
-
-impl Answer {
-    /// The next step; waits until its time has come. `None` after [`Event::End`], or without one when
-    /// the run met a limit: such a command hangs.
-    pub async fn next(&mut self) -> Option<Event> {
-        let (at, event, from) = {
-            let position = self.next;
-            let state = self.recording.wait_for(|r| r.done || r.events.len() > position).await.ok()?;
-            let (at, first) = state.events.get(position)?;
-            let mut event = first.clone();
-            let mut taken = 1;
-            // Output of one moment goes out in one piece.
-            while let (Event::Stdout(bytes), Some((time, Event::Stdout(more)))) =
-                (&event, state.events.get(position + taken))
-                && time == at
-            {
-                event = Event::Stdout([&bytes[..], &more[..]].concat().into());
-                taken += 1;
-            }
-            self.next += taken;
-            (*at, event, if state.nonces == self.nonces { None } else { Some(state.nonces.clone()) })
-        };
-        tokio::time::sleep_until(self.started + at).await;
-        let own = |bytes: Bytes| match &from {
-            None => bytes,
-            Some(from) => replace(bytes, from, &self.nonces),
-        };
-        Some(match event {
-            Event::Stdout(bytes) => Event::Stdout(own(bytes)),
-            Event::Stderr(bytes) => Event::Stderr(own(bytes)),
-            other => other,
-        })
-    }
-}
-
-/// The command with its nonces replaced by their number and length, and the nonces.
-fn normalise(command: &str) -> (String, Vec<String>) {
-    let mut shape = String::with_capacity(command.len());
-    let mut nonces: Vec<String> = Vec::new();
-    let mut rest = command;
-    while !rest.is_empty() {
-        let word = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
-        let (head, tail) = rest.split_at(word.max(rest.chars().next().map_or(1, char::len_utf8)));
-        if is_nonce(head) {
-            let number = nonces.iter().position(|nonce| nonce == head).unwrap_or_else(|| {
-                nonces.push(head.to_owned());
-                nonces.len() - 1
-            });
-            // A NUL can't stand in a command.
-            shape.push_str(&format!("\0{number}:{}\0", head.len()));
-        } else {
-            shape.push_str(head);
-        }
-        rest = tail;
-    }
-    (shape, nonces)
-}
-
-fn is_nonce(word: &str) -> bool {
-    let all = |of: fn(u8) -> bool| word.bytes().all(of);
-    let hexadecimal = all(|b| b.is_ascii_hexdigit());
-    let base32 =
-        all(|b| matches!(b, b'A'..=b'Z' | b'2'..=b'7')) || all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
-    let digits = word.bytes().filter(u8::is_ascii_digit).count();
-    word.len() >= 16 && (hexadecimal || base32) && digits >= 2 && digits < word.len()
-}
-
-/// Puts the nonces `to` in the places of those of `from`; both have the same lengths.
-fn replace(bytes: Bytes, from: &[String], to: &[String]) -> Bytes {
-    let mut out = BytesMut::from(&bytes[..]);
-    for (from, to) in from.iter().zip(to) {
-        let mut rest = &mut out[..];
-        while let Some(at) = rest.windows(from.len()).position(|window| window == from.as_bytes()) {
-            let (found, after) = rest.split_at_mut(at + from.len());
-            if let Some(place) = found.get_mut(at..) {
-                place.copy_from_slice(to.as_bytes());
-            }
-            rest = after;
-        }
-    }
-    out.freeze()
 }
 
 /// One real run.
@@ -495,7 +356,7 @@ mod tests {
     async fn a_command_is_run_by_a_shell_against_stand_ins() {
         let shell = Shell::new(ShellSpec::default()).unwrap();
         let services = with("vpxa", ServiceState::Stopped);
-        let command = "for s in hostd vpxa gone; do /etc/init.d/$s status; echo \"-- $?\"; done; exit 7";
+        let command = "for s in hostd vpxa gone; do /etc/init.d/$s status; echo \"-- $?\"; done 2>&1; exit 7";
         let (output, exit) = all(shell.run(command, &services)).await;
         assert!(output.contains("hostd is running.\n-- 0\n"), "{output}");
         assert!(output.contains("vpxa is not running\n-- 3\n"), "{output}");
@@ -570,21 +431,5 @@ mod tests {
         let (output, exit) = all(shell.run("/etc/init.d/hostd status", &services)).await;
         assert!((100_000..200_000).contains(&output.len()), "{}", output.len());
         assert_eq!(exit, None);
-    }
-
-    #[test]
-    fn nonces_count_by_place_and_length() {
-        let (one, _) = normalise("echo aa112233445566778899 a; echo aa112233445566778899");
-        let (two, nonces) = normalise("echo ff112233445566778899 a; echo ff112233445566778899");
-        assert_eq!(one, two);
-        assert_eq!(nonces, ["ff112233445566778899"]);
-        let shape = |command| normalise(command).0;
-        assert_ne!(shape("echo 00112233445566778899ff"), shape("echo 00112233445566778899ffff"));
-        assert_ne!(
-            shape("echo aa112233445566778899 bb112233445566778899"),
-            shape("echo aa112233445566778899 aa112233445566778899")
-        );
-        let plain = "/etc/init.d/sfcbd-watchdog status; averylongservicename; sleep 1000000000000000; ünï";
-        assert_eq!(normalise(plain), (plain.to_owned(), vec![]));
     }
 }

@@ -3,6 +3,7 @@
 //! russh's own order picks group exchange with 8,192 bits against ESXi 8, half a second of CPU for each
 //! login; with ECDH first it is a millisecond.
 
+use super::host_keys::Known;
 use russh::client::{Config, GexParams};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
 use russh::{Preferred, SshId, cipher, compression, kex, mac};
@@ -82,12 +83,18 @@ impl Family {
     }
 }
 
-/// The client's configuration towards a host of which keys of the kinds `known` are recorded: those come
+/// For hosts with an authority; beside the families' bits.
+const CERTIFICATES: usize = 1 << Family::ALL.len();
+
+/// The client's configuration towards a host of which these keys are `known`: those of their kinds come
 /// first. Otherwise a host that is known by RSA and also offers ECDSA would look as if its key had changed.
-pub(super) fn config<'a>(known: impl IntoIterator<Item = &'a Algorithm>) -> Arc<Config> {
-    static CONFIGS: [OnceLock<Arc<Config>>; 1 << Family::ALL.len()] =
-        [const { OnceLock::new() }; 1 << Family::ALL.len()];
-    let known = known.into_iter().filter_map(Family::of).fold(0, |set, family| set | family.bit());
+/// A certificate is asked for only if it could be verified.
+pub(super) fn config(known: &Known) -> Arc<Config> {
+    static CONFIGS: [OnceLock<Arc<Config>>; CERTIFICATES << 1] =
+        [const { OnceLock::new() }; CERTIFICATES << 1];
+    let certificates = if known.has_authority { CERTIFICATES } else { 0 };
+    let families = known.algorithms.iter().filter_map(Family::of);
+    let known = families.fold(certificates, |set, family| set | family.bit());
     match CONFIGS.get(known) {
         Some(config) => config.get_or_init(|| Arc::new(build(known))).clone(),
         None => Arc::new(build(known)),
@@ -97,13 +104,16 @@ pub(super) fn config<'a>(known: impl IntoIterator<Item = &'a Algorithm>) -> Arc<
 fn build(known: usize) -> Config {
     let mut families = Family::ALL;
     families.sort_by_key(|family| known & family.bit() == 0);
+    let key: Vec<_> = families.into_iter().flat_map(Family::algorithms).collect();
+    // An RSA certificate's key signs by SHA-2, or not at all.
+    let certified = key.iter().filter(|key| **key != Algorithm::Rsa { hash: None }).cloned().collect();
     let preferred = Preferred {
         kex: Cow::Borrowed(KEX),
-        key: families.into_iter().flat_map(Family::algorithms).collect(),
+        host_key_certificates: if known & CERTIFICATES == 0 { Cow::default() } else { certified },
+        key: key.into(),
         cipher: Cow::Borrowed(CIPHERS),
         mac: Cow::Borrowed(MACS),
         compression: Cow::Borrowed(&[compression::NONE]),
-        ..Preferred::DEFAULT
     };
     Config {
         // RFC 4253, 4.2: no minus sign in a software version.
@@ -121,9 +131,13 @@ fn build(known: usize) -> Config {
 mod tests {
     use super::*;
 
+    fn known(algorithms: &[Algorithm]) -> Known {
+        Known { algorithms: algorithms.to_vec(), has_authority: false }
+    }
+
     #[test]
     fn strict_key_exchange_and_extension_info_are_asked_for() {
-        let config = config([]);
+        let config = config(&known(&[]));
         let ends = [kex::EXTENSION_SUPPORT_AS_CLIENT, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
         assert!(config.preferred.kex.ends_with(&ends));
         assert_eq!(config.preferred.kex[0], kex::ECDH_SHA2_NISTP256);
@@ -132,15 +146,36 @@ mod tests {
     #[test]
     fn the_recorded_kinds_of_keys_come_first() {
         let rsa = Algorithm::Rsa { hash: None };
-        let first = |known: &[&Algorithm]| config(known.iter().copied()).preferred.key[0].to_string();
+        let first = |algorithms: &[Algorithm]| config(&known(algorithms)).preferred.key[0].to_string();
         assert_eq!(first(&[]), "ecdsa-sha2-nistp256");
-        assert_eq!(first(&[&rsa]), "rsa-sha2-256");
-        assert_eq!(first(&[&rsa, &Algorithm::Ed25519]), "ssh-ed25519");
+        assert_eq!(first(std::slice::from_ref(&rsa)), "rsa-sha2-256");
+        assert_eq!(first(&[rsa.clone(), Algorithm::Ed25519]), "ssh-ed25519");
         assert_eq!(
-            config([&rsa]).preferred.key.len(),
-            config([]).preferred.key.len(),
+            config(&known(std::slice::from_ref(&rsa))).preferred.key.len(),
+            config(&known(&[])).preferred.key.len(),
             "the others stay on offer"
         );
-        assert!(Arc::ptr_eq(&config([&rsa]), &config([&rsa])), "one for all hosts of a kind");
+        assert!(
+            Arc::ptr_eq(
+                &config(&known(std::slice::from_ref(&rsa))),
+                &config(&known(std::slice::from_ref(&rsa)))
+            ),
+            "one for all hosts of a kind"
+        );
+    }
+
+    #[test]
+    fn certificates_are_asked_for_only_where_there_is_an_authority() {
+        let vouched = |has_authority| {
+            config(&Known { algorithms: vec![Algorithm::Ed25519], has_authority })
+                .preferred
+                .host_key_certificates
+                .iter()
+                .map(Algorithm::to_certificate_type)
+                .collect::<Vec<_>>()
+        };
+        assert!(vouched(false).is_empty());
+        assert_eq!(vouched(true)[0], "ssh-ed25519-cert-v01@openssh.com", "the recorded kind comes first");
+        assert!(!vouched(true).iter().any(|name| name == "ssh-rsa-cert-v01@openssh.com"), "no SHA-1");
     }
 }

@@ -70,14 +70,17 @@ impl Handler for Client {
     type Error = Error;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Error> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
-            let message = format!("{} answers with a host certificate, which is not supported", self.host);
-            return Err(Error::Refused(Failure::new(FailureReason::HostKeyUnknown, message)));
+        let (keys, host, port) = (&self.host_keys, &self.host, self.port);
+        let standing = match key {
+            PublicKeyOrCertificate::PublicKey { key, .. } => keys.verify(host, port, key.clone()).await,
+            PublicKeyOrCertificate::Certificate(certificate) => {
+                keys.verify_certificate(host, port, certificate.clone()).await
+            }
         };
-        let standing = self.host_keys.verify(&self.host, self.port, key.clone()).await;
         let standing = standing.map_err(Error::Refused)?;
+        let fingerprint = key.public_key().fingerprint(HashAlg::Sha256).to_string();
         // Later calls are re-exchanges.
-        let _ = self.told.host_key.set((standing, key.fingerprint(HashAlg::Sha256).to_string()));
+        let _ = self.told.host_key.set((standing, fingerprint));
         Ok(true)
     }
 

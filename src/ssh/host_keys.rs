@@ -4,9 +4,10 @@
 //! every login would cost more than the login. A key is refused only after one more look at the file, so
 //! that what somebody has just changed by hand counts at once.
 //!
-//! Plain, hashed and wildcard names, `[host]:port` and `@revoked` are understood. Host certificates are not
-//! verified, and never asked for: a host that is covered by a `@cert-authority` line alone is refused.
+//! Plain, hashed and wildcard names, `[host]:port`, `@revoked` and `@cert-authority` are understood. A host is
+//! asked for a certificate where there is an authority that could have signed it.
 
+mod certificate;
 mod edit;
 mod file;
 mod table;
@@ -18,12 +19,13 @@ use crate::file_stamp::FileStamp;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason, chain};
 use crate::stats::Stats;
-use russh::keys::{Algorithm, PublicKey};
+use russh::keys::{Algorithm, Certificate, PublicKey};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 use table::{Judgement, Names, Table, describe};
 
 /// Broken lines that are told by number; most that are remembered as told.
@@ -43,6 +45,8 @@ pub(super) static HOST_KEYS: MetricDef = MetricDef {
 pub enum Standing {
     /// It is the recorded one.
     Known,
+    /// A recorded authority vouches for it.
+    Certified,
     /// Nothing was recorded for the host, and the policy is to accept that.
     New,
     /// The policy is to trust any.
@@ -54,10 +58,20 @@ impl Standing {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Known => "known",
+            Self::Certified => "certified",
             Self::New => "new",
             Self::Unverified => "unverified",
         }
     }
+}
+
+/// What is recorded for a host.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The kinds of its keys.
+    pub(super) algorithms: Vec<Algorithm>,
+    /// Whether there is an authority for it, so that its certificate can be verified.
+    pub(super) has_authority: bool,
 }
 
 /// The keys that hosts are known by. Cheap to share; its calls read files and block for a moment.
@@ -106,18 +120,16 @@ impl HostKeys {
     }
 
     /// The kinds of keys that are recorded for a host.
-    pub(super) async fn algorithms(
-        self: &Arc<Self>,
-        host: &str,
-        port: u16,
-    ) -> Result<Vec<Algorithm>, Failure> {
+    pub(super) async fn algorithms(self: &Arc<Self>, host: &str, port: u16) -> Result<Known, Failure> {
         if self.policy == HostKeyPolicy::Insecure {
-            return Ok(Vec::new());
+            return Ok(Known::default());
         }
         let names = Names::new(host, port);
         self.blocking(move |keys| {
             let mut state = keys.current()?;
-            Ok(state.table.keys(&names).into_iter().map(PublicKey::algorithm).collect())
+            let has_authority = state.table.has_authority(&names);
+            let algorithms = state.table.keys(&names).into_iter().map(PublicKey::algorithm).collect();
+            Ok(Known { algorithms, has_authority })
         })
         .await
     }
@@ -137,8 +149,28 @@ impl HostKeys {
         }
         let names = Names::new(host, port);
         let result = self.blocking(move |keys| keys.verify_blocking(&names, &key)).await;
+        self.counted(result)
+    }
+
+    /// Whether the key in `certificate` may be trusted to be that of the host: an authority that is recorded for
+    /// the host has signed it, for this name and this time, and neither is revoked. Or the key itself is recorded.
+    ///
+    /// # Errors
+    /// As of [`HostKeys::verify`]. A certificate is never recorded.
+    pub(super) async fn verify_certificate(
+        self: &Arc<Self>,
+        host: &str,
+        port: u16,
+        certificate: Certificate,
+    ) -> Result<Standing, Failure> {
+        let names = Names::new(host, port);
+        let verify = move |keys: &Self| keys.verify_certificate_blocking(&names, &certificate);
+        self.counted(self.blocking(verify).await)
+    }
+
+    fn counted(&self, result: Result<Standing, Failure>) -> Result<Standing, Failure> {
         let outcome = match &result {
-            Ok(Standing::Known | Standing::Unverified) => return result,
+            Ok(Standing::Known | Standing::Certified | Standing::Unverified) => return result,
             Ok(Standing::New) if !self.record => return result,
             Ok(Standing::New) => "accepted_new",
             Err(Failure { reason: FailureReason::HostKeyChanged, .. }) => "changed",
@@ -182,6 +214,31 @@ impl HostKeys {
         }
     }
 
+    fn verify_certificate_blocking(
+        &self,
+        names: &Names,
+        certificate: &Certificate,
+    ) -> Result<Standing, Failure> {
+        let (key, authority) = (certificate::subject(certificate), certificate::authority(certificate));
+        let mut state = self.current()?;
+        if !state.table.is_authority(names, &authority) {
+            self.refresh(&mut state, Look::Close).map_err(|error| self.unreadable(&error))?;
+        }
+        if let Some(revoked) = [&key, &authority].into_iter().find(|key| state.table.is_revoked(names, key)) {
+            return self.conclude(Judgement::Revoked, names, revoked);
+        }
+        if !state.table.is_authority(names, &authority) {
+            let judgement = state.table.judge(names, &key);
+            return self.conclude(judgement, names, &key);
+        }
+        certificate::check(certificate, names.host(), SystemTime::now()).map_err(|why| {
+            let (host, by) = (&names.own, describe(&authority));
+            let message = format!("host certificate of {host}, signed by {by}: {why}");
+            Failure::new(FailureReason::HostKeyUnknown, message)
+        })?;
+        Ok(Standing::Certified)
+    }
+
     /// Appends one line, under the file's lock, since another agent may record the same host now.
     fn record(&self, state: &mut State, names: &Names, key: &PublicKey) -> Result<Standing, Failure> {
         let failed = |error: io::Error| {
@@ -223,8 +280,7 @@ impl HostKeys {
             Judgement::OnlyAuthority => (
                 FailureReason::HostKeyUnknown,
                 format!(
-                    "host key of {host} is not in {path}, which has only a @cert-authority for it; \
-                     certificates are not supported, record the key itself: {offered}"
+                    "host key of {host} is not in {path}, and no @cert-authority there has certified it: {offered}"
                 ),
             ),
         };

@@ -1,5 +1,7 @@
 //! Sessions: connect once, then one command at a time.
 
+mod probe;
+
 use super::authenticate::authenticate;
 use super::client::{self, Client, Told};
 use super::host_keys::HostKeys;
@@ -349,8 +351,10 @@ impl Session {
         }
     }
 
-    /// Says good-bye and waits for the end, for a second at most.
+    /// Says good-bye and waits for the end, for a second at most. Takes down before how many sessions the host
+    /// allows, for whoever wants to know the steps.
     pub async fn close(mut self) {
+        self.probe_sessions().await;
         let _ = timeout(CLOSE_LIMIT, async {
             self.handle.disconnect(Disconnect::ByApplication, "", "").await?;
             (&mut self.handle).await.map_err(|_| russh::Error::Disconnect)

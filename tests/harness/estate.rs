@@ -33,7 +33,12 @@ impl Estate {
 
     /// The same, where all accounts have this password.
     pub async fn with_password(hosts: usize, vcenters: usize, password: Option<&str>) -> Self {
-        let mut spec = FleetSpec { hosts, ..FleetSpec::default() };
+        Self::with_fleet(FleetSpec { hosts, ..FleetSpec::default() }, vcenters, password).await
+    }
+
+    /// The same, with hosts of this kind.
+    pub async fn with_fleet(mut spec: FleetSpec, vcenters: usize, password: Option<&str>) -> Self {
+        let hosts = spec.hosts;
         if let Some(password) = password {
             spec.password = Secret::new(password);
         }

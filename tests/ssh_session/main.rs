@@ -1,6 +1,7 @@
 //! Sessions and visits against a server that misbehaves in every way that hosts are known to.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod handshake;
 mod keys;
 mod peer;
 mod visits;
@@ -274,6 +275,44 @@ async fn a_password_that_is_right_but_not_enough_makes_the_target_wait() {
 }
 
 #[tokio::test]
+async fn where_nothing_can_be_remembered_sessions_and_keys_go_on_and_passwords_wait() {
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+    let (by_key, by_password) =
+        (Peer::start(Login::Key, echo()).await, Peer::start(Login::KeyboardInteractive, echo()).await);
+    by_key.state().authorized = Some(key.public_key().clone());
+    let proof = LoginSecret::Key(SshKey::new(key, None));
+    let login = Credentials { user: "root".into(), secret: proof, credential: CredentialId([9; 16]) };
+    let good = Agent::new();
+    let mut kept = good.connect(&by_password, PASSWORD).await.unwrap();
+    good.connector.connect(&host(by_key.port), &login).await.unwrap();
+
+    // A torn journal, a folder that nobody can write to.
+    let torn = tempfile::tempdir().unwrap();
+    std::fs::create_dir(torn.path().join("guard")).unwrap();
+    std::fs::write(torn.path().join("guard/journal"), "no journal\nat all\n").unwrap();
+    for state in [torn.path(), std::path::Path::new("/proc/nowhere")] {
+        let lockout = LockoutConfig {
+            wait: Duration::from_secs(1000),
+            max_wait: Duration::from_secs(86_400),
+            unproven_tries: 3,
+            volatile: false,
+        };
+        let guard = Arc::new(Guard::open(lockout, state, good.stats.clone()).await);
+        let keys = Arc::new(HostKeys::load(good.connector.config(), good.stats.clone()).unwrap());
+        let config = good.connector.config().clone();
+        let connector = Connector::new(config, keys, guard, good.stats.clone());
+        connector.connect(&host(by_key.port), &login).await.unwrap();
+        assert_eq!(text(&kept.exec("x", LIMITS, |_, _| false).await.unwrap()), ["one", "two"]);
+        let secret = LoginSecret::Password(Secret::new(PASSWORD));
+        let login = Credentials { user: "root".into(), secret, credential: CredentialId([7; 16]) };
+        let failure = connector.connect(&host(by_password.port), &login).await.err().unwrap();
+        assert_eq!(failure.reason, FailureReason::AuthGuarded);
+        assert!(failure.message.contains("the guard's memory ") && failure.message.lines().count() == 1);
+    }
+    assert_eq!(by_password.state().passwords.len(), 1);
+}
+
+#[tokio::test]
 async fn a_changed_host_key_is_given_no_password() {
     let agent = Agent::new();
     let peer = Peer::start(Login::KeyboardInteractive, echo()).await;
@@ -306,6 +345,41 @@ async fn output_is_put_together_however_it_is_cut_and_whatever_is_in_it() {
     assert_eq!(lines[..3], ["one", "two \u{fffd}\0", ""]);
     assert_eq!((transcript.exit, transcript.end), (Some(3), End::Complete));
     assert!(!session.is_closed());
+}
+
+#[tokio::test]
+async fn a_command_may_end_without_a_status_by_a_signal_or_in_any_order() {
+    for (what, exit) in [
+        (vec![Say::Out(b"one\n"), Say::Close], None),
+        (vec![Say::Out(b"one\n"), Say::Signal, Say::Eof, Say::Close], None),
+        (vec![Say::Eof, Say::Out(b"one\n"), Say::Exit(1), Say::Close], Some(1)),
+        (vec![Say::Exit(1), Say::Out(b"one\n"), Say::Close], Some(1)),
+    ] {
+        let story = format!("{what:?}");
+        let peer = Peer::start(Login::KeyboardInteractive, Commands::Play(what)).await;
+        let (session, transcript) = run(&peer, LIMITS).await;
+        assert_eq!(text(&transcript), ["one"], "{story}");
+        assert_eq!((transcript.exit, transcript.end), (exit, End::Complete), "{story}");
+        assert!(!session.is_closed(), "{story}");
+    }
+}
+
+#[tokio::test]
+async fn new_keys_in_the_middle_of_a_command_are_not_noticed() {
+    const LINE: &[u8] = &[b'x'; 999];
+    let output = (0..60).flat_map(|_| [Say::Out(LINE), Say::Out(b"\n")]);
+    let peer = Peer::start(
+        Login::KeyboardInteractive,
+        Commands::Play(output.chain([Say::Exit(0), Say::Eof, Say::Close]).collect()),
+    )
+    .await;
+    peer.state().rekey_after = Some(4_000);
+    let mut session = Agent::new().connect(&peer, PASSWORD).await.unwrap();
+    for _ in 0..2 {
+        let transcript = session.exec("x", LIMITS, |_, _| false).await.unwrap();
+        assert_eq!((transcript.lines.len(), transcript.end), (60, End::Complete));
+        assert!(transcript.lines.iter().all(|(_, line)| line.as_bytes() == LINE));
+    }
 }
 
 #[tokio::test]

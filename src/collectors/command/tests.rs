@@ -63,9 +63,14 @@ fn run(shell: &[PathBuf], command: &str, before: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// Nothing hung before.
+fn anew(questions: &[Question]) -> impl Iterator<Item = Asked<'_>> {
+    questions.iter().map(|question| (question, None))
+}
+
 fn ask(shell: &[PathBuf], questions: &[Question], limit: Duration) -> Vec<Answer> {
     let marker = new_marker();
-    read(questions, &marker, &run(shell, &compose(questions, &marker, limit), ""), Ending::Complete)
+    read(questions, &marker, &run(shell, &compose(anew(questions), &marker, limit), ""), Ending::Complete)
 }
 
 fn read(questions: &[Question], marker: &str, output: &str, ending: Ending) -> Vec<Answer> {
@@ -140,6 +145,110 @@ fn a_hung_script_costs_its_own_answer_only_and_nothing_is_left_behind() {
     }
 }
 
+/// Asks one question as the poller does: whom the host killed is told to it the next time.
+fn ask_again(
+    shell: &[PathBuf],
+    question: &Question,
+    former: &mut Option<Former>,
+) -> Result<Reply, FailureReason> {
+    let (marker, asked) = (new_marker(), std::slice::from_ref(question));
+    let command = compose([(question, *former)], &marker, Duration::from_secs(1));
+    let mut reader = Reader::new(asked, &marker);
+    run(shell, &command, "").lines().any(|line| reader.line(Duration::ZERO, line));
+    *former = reader.killed(0).or(*former);
+    reader.finish(Ending::Complete, Duration::ZERO).remove(0).result
+}
+
+#[test]
+fn what_a_hung_script_has_started_goes_with_it() {
+    for shell in shells() {
+        let tag = new_marker();
+        let family = format!(
+            "trap '' HUP INT TERM; (sh -c 'trap \"\" TERM; while :; do sleep 1; done' {tag} &)\n\
+             sh -c 'sleep 60 & wait' {tag} & sh -c 'while :; do sleep 1; done' {tag}; :"
+        );
+        let init = InitD::new(&[("hung", &family)]);
+        let question = init.questions(&["hung"]).remove(0);
+        let mut former = None;
+        for round in 0..2 {
+            // Who was killed stands until init has taken notice.
+            let result = (0..100)
+                .map(|_| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    ask_again(&shell, &question, &mut former)
+                })
+                .find(|result| *result != Err(FailureReason::SkippedHung));
+            assert_eq!(result, Some(Err(FailureReason::CommandTimeout)), "{shell:?}");
+            assert!(former.is_some(), "{shell:?}: the host says whom it killed");
+            assert!(gone(&tag), "{shell:?}: something is left after round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_script_is_not_run_while_the_former_one_stands() {
+    for shell in shells() {
+        let init = InitD::new(&[("hung", "sleep 60"), ("well", "echo well is running")]);
+        // As a script that waits for a device: whatever is done to it, it stays for now.
+        let mut device =
+            std::os::unix::process::CommandExt::process_group(Command::new("sleep").arg("60"), 0)
+                .spawn()
+                .unwrap();
+        let mut former = Former::parse(&format!("-{}", device.id()));
+        let question = init.questions(&["well"]).remove(0);
+        for _ in 0..3 {
+            assert_eq!(ask_again(&shell, &question, &mut former), Err(FailureReason::SkippedHung));
+        }
+        device.kill().unwrap();
+        device.wait().unwrap();
+        let reply = ask_again(&shell, &question, &mut former).unwrap();
+        assert_eq!(reply.lines, ["well is running"], "{shell:?}");
+    }
+}
+
+#[test]
+fn where_there_is_no_setsid_the_script_alone_is_killed() {
+    for shell in shells() {
+        let tag = new_marker();
+        let init = InitD::new(&[("hung", &format!("exec sh -c 'while :; do sleep 1; done' {tag}"))]);
+        let (marker, questions) = (new_marker(), init.questions(&["hung"]));
+        let command = compose(anew(&questions), &marker, Duration::from_secs(1)).replace("setsid", "sets1d");
+        let mut reader = Reader::new(&questions, &marker);
+        run(&shell, &command, "").lines().any(|line| reader.line(Duration::ZERO, line));
+        assert!(reader.killed(0).is_some_and(|former| former.to_string().parse::<u32>().is_ok()));
+        assert_eq!(
+            reader.finish(Ending::Complete, Duration::ZERO)[0].result,
+            Err(FailureReason::CommandTimeout)
+        );
+        assert!(gone(&tag), "{shell:?}");
+    }
+}
+
+#[test]
+fn nothing_but_the_number_of_a_process_comes_back_into_a_command() {
+    for (text, number) in [
+        ("-4711", Some("-4711")),
+        ("4711", Some("4711")),
+        ("1", None),
+        ("-1", None),
+        ("0", None),
+        ("", None),
+        ("12 34", None),
+        ("$(reboot)", None),
+        ("-2147483649", None),
+    ] {
+        assert_eq!(Former::parse(text).map(|former| former.to_string()).as_deref(), number, "{text}");
+    }
+}
+
+/// Whether nothing runs any more that has `word` in its arguments, within two seconds.
+fn gone(word: &str) -> bool {
+    (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        !runs(word)
+    })
+}
+
 /// Whether a process has `word` in its arguments. A zombie has no arguments.
 fn runs(word: &str) -> bool {
     fs::read_dir("/proc").unwrap().flatten().any(|process| {
@@ -154,11 +263,7 @@ fn no_watchdog_outlives_the_scripts() {
         // A limit that nobody else uses as the argument of a `sleep`.
         let limit = 70_000 + std::process::id();
         ask(&shell, &init.questions(&["hostd", "hostd2"]), Duration::from_secs(limit.into()));
-        let gone = (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(20));
-            !runs(&limit.to_string())
-        });
-        assert!(gone, "{shell:?}: a sleep of {limit} s is still there");
+        assert!(gone(&limit.to_string()), "{shell:?}: a sleep of {limit} s is still there");
     }
 }
 
@@ -185,7 +290,7 @@ fn an_endless_answer_is_cut_on_the_host() {
     for shell in shells() {
         let questions = init.questions(&["lines", "block", "well"]);
         let marker = new_marker();
-        let output = run(&shell, &compose(&questions, &marker, LONG), "");
+        let output = run(&shell, &compose(anew(&questions), &marker, LONG), "");
         assert!(output.len() < max_output(3), "{shell:?}: {}", output.len());
         let answers = read(&questions, &marker, &output, Ending::Complete);
         assert_eq!(answers[0].result, Err(FailureReason::AnswerTooLarge));
@@ -217,8 +322,11 @@ fn noise_around_the_answers_is_nobodys_answer() {
     let questions = init.questions(&["hostd"]);
     let marker = new_marker();
     for shell in shells() {
-        let output =
-            run(&shell, &compose(&questions, &marker, LONG), "echo vpxa is running; printf 'Welcome> ';");
+        let output = run(
+            &shell,
+            &compose(anew(&questions), &marker, LONG),
+            "echo vpxa is running; printf 'Welcome> ';",
+        );
         let answers = read(&questions, &marker, &output, Ending::Complete);
         assert_eq!(reply(&answers[0]).0, "hostd is running.");
     }
@@ -280,7 +388,7 @@ fn the_documented_command_is_the_one_that_is_sent() {
         script: format!("exec /etc/init.d/{service} status"),
     };
     let questions = ["hostd", "vpxa"].map(question);
-    let sent = compose(&questions, "6f1ed002ab5595859014ebf0951522d9", Duration::from_secs(17));
+    let sent = compose(anew(&questions), "6f1ed002ab5595859014ebf0951522d9", Duration::from_secs(17));
     let page = include_str!("../../../docs/ssh-command.md");
     assert!(page.contains(&format!("```sh\n{sent}```\n")), "docs/ssh-command.md should show\n{sent}");
 }

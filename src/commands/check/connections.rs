@@ -145,6 +145,10 @@ impl Connection {
             }
             "methods" => &["methods"],
             "login" => &["method"],
+            "sessions" => match self.fact("sessions_allowed") {
+                "" => return "not found out how many at a time".to_owned(),
+                allowed => return format!("{allowed} at a time"),
+            },
             "connect" => {
                 let verified = if self.fact("tls_verified") == "true" { "verified" } else { "not verified" };
                 let api = format!("{} {}", self.fact("api_type"), self.fact("api_version"));
@@ -210,10 +214,11 @@ impl Connections {
         let names = self.hosts.iter().any(|host| !host.ip().is_empty());
         let mut table = dense_table();
         let times = "ms: name, tcp, kex, login, ask";
-        table.set_header(["host", "address", "host key", "running", "result", times]);
+        table.set_header(["host", "address", "host key", "sessions", "running", "result", times]);
         for host in &self.hosts {
             let (running, times) = (host.running(), host.times(&STEPS).join(" "));
-            let cells = [&host.address, host.ip(), host.fact("host_key"), &running, host.outcome.word()];
+            let (key, sessions) = (host.fact("host_key"), host.fact("sessions_allowed"));
+            let cells = [&host.address, host.ip(), key, sessions, &running, host.outcome.word()];
             table.add_row(cells.into_iter().chain([times.as_str()]).map(str::to_owned));
         }
         if let Some(column) = table.column_mut(1).filter(|_| !names) {

@@ -204,6 +204,66 @@ async fn who_is_not_there_is_tried_more_and_more_rarely_and_at_once_on_a_sign_of
     assert_eq!(lanes(&running.stats), [2.0, 0.0, 0.0]);
 }
 
+/// After how long each of the hosts that were ill is visited, once they are well: the longest time.
+async fn back_after(running: &Running, hosts: std::ops::Range<usize>) -> Duration {
+    let (start, before) = (Instant::now(), running.diary.visits.lock().unwrap().len());
+    running.diary.ill.lock().unwrap().clear();
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    let visits = running.diary.visits.lock().unwrap()[before..].to_vec();
+    let first = |host: String| visits.iter().find(|(h, _)| *h == host).unwrap().1 - start;
+    hosts.map(|host| first(format!("h{host}"))).max().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_was_lost_at_once_is_back_within_two_intervals() {
+    for (hosts, takes, lane) in [
+        (1000, Duration::from_secs(10), Lane::Slow),
+        (1000, Duration::from_millis(5), Lane::Backoff),
+        (3, Duration::from_millis(5), Lane::Backoff),
+    ] {
+        let running = run(hosts, 60, 128, ill(hosts, takes, lane));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let gaps = running.diary.of("h1").windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
+        assert!(gaps.len() < 20 || hosts == 3, "their pauses grow: {gaps:?}");
+        let (before, start) = (running.diary.visits.lock().unwrap().len(), Instant::now());
+        let took = back_after(&running, 0..hosts).await;
+        assert!(took <= Duration::from_secs(125), "{hosts} {lane:?}: {took:?}");
+        // Not all at one moment.
+        let visits = running.diary.visits.lock().unwrap();
+        let busiest = (0..125u64).map(|second| {
+            let at = start + Duration::from_secs(second);
+            visits[before..].iter().filter(|(_, t)| *t >= at && *t < at + Duration::from_secs(1)).count()
+        });
+        assert!(busiest.max().unwrap() <= 130, "spread over a ramp");
+        assert_eq!(lanes(&running.stats), [hosts as f64, 0.0, 0.0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_come_back_later_are_found_within_two_intervals_as_well() {
+    let running = run(100, 60, 64, ill(100, Duration::from_millis(5), Lane::Backoff));
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    running.diary.ill.lock().unwrap().retain(|host, _| host[1..].parse::<usize>().unwrap() >= 50);
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert_eq!(lanes(&running.stats), [50.0, 0.0, 50.0]);
+    assert!(back_after(&running, 50..100).await <= Duration::from_secs(125));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_lost_alone_is_not_tried_more_often_when_others_come_back() {
+    let running = run(100, 60, 64, ill(1, Duration::from_millis(5), Lane::Backoff));
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    let all = ill(100, Duration::from_millis(5), Lane::Backoff).ill.into_inner().unwrap();
+    *running.diary.ill.lock().unwrap() = all;
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    running.diary.ill.lock().unwrap().retain(|host, _| host == "h0");
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert_eq!(lanes(&running.stats), [99.0, 0.0, 1.0]);
+    let times = running.diary.of("h0");
+    let gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    assert!(gaps[6..].iter().all(|gap| *gap > 440.0), "{gaps:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_paused_host_is_tried_at_once_when_the_inventory_changes_it() {
     let running = run(1, 60, 8, ill(1, Duration::from_millis(5), Lane::Backoff));

@@ -29,6 +29,11 @@ impl Names {
         }
     }
 
+    /// The host's name alone, as certificates have it.
+    pub(super) fn host(&self) -> &str {
+        self.bare.as_ref().unwrap_or(&self.own)
+    }
+
     fn all(&self) -> impl Iterator<Item = &str> {
         [Some(self.own.as_str()), self.bare.as_deref()].into_iter().flatten()
     }
@@ -45,7 +50,7 @@ pub(super) enum Judgement {
     Revoked,
     /// Nothing is recorded for the host.
     Unknown,
-    /// Nothing but a certificate authority, whose certificates are not verified here.
+    /// Nothing but a certificate authority, which has not certified it.
     OnlyAuthority,
 }
 
@@ -85,7 +90,7 @@ pub(super) struct Table {
     found: HashMap<String, Vec<usize>>,
     wildcards: Vec<(HostPatterns, PublicKey)>,
     revoked: Vec<(HostPatterns, PublicKey)>,
-    authorities: Vec<HostPatterns>,
+    authorities: Vec<(HostPatterns, PublicKey)>,
     /// Lines that are no entries: number, text.
     pub(super) broken: Vec<(usize, String)>,
 }
@@ -107,7 +112,7 @@ impl Table {
     fn add(&mut self, entry: &Entry) {
         let (patterns, key) = (entry.host_patterns().clone(), entry.public_key().clone());
         match (entry.marker(), &patterns) {
-            (Some(Marker::CertAuthority), _) => self.authorities.push(patterns),
+            (Some(Marker::CertAuthority), _) => self.authorities.push((patterns, key)),
             (Some(Marker::Revoked), _) => self.revoked.push((patterns, key)),
             (None, HostPatterns::HashedName { .. }) => self.hashed.push((patterns, key)),
             (None, HostPatterns::Patterns(names)) if !names.iter().any(|name| is_pattern(name)) => {
@@ -146,10 +151,24 @@ impl Table {
         plain.chain(hashed.chain(wildcards).map(|(_, key)| key)).collect()
     }
 
+    /// Whether certificates of the host can be verified.
+    pub(super) fn has_authority(&self, names: &Names) -> bool {
+        self.authorities.iter().any(|(patterns, _)| fit(patterns, names))
+    }
+
+    /// Whether `key` may certify the host's.
+    pub(super) fn is_authority(&self, names: &Names, key: &PublicKey) -> bool {
+        is_among(&self.authorities, names, key)
+    }
+
+    /// Whether `key`, of a host or of an authority, must not be used for the host.
+    pub(super) fn is_revoked(&self, names: &Names, key: &PublicKey) -> bool {
+        is_among(&self.revoked, names, key)
+    }
+
     pub(super) fn judge(&mut self, names: &Names, key: &PublicKey) -> Judgement {
         let same = |known: &PublicKey| known.key_data() == key.key_data();
-        let fits = |patterns: &HostPatterns| names.all().any(|name| matches(patterns, name));
-        if self.revoked.iter().any(|(patterns, revoked)| same(revoked) && fits(patterns)) {
+        if self.is_revoked(names, key) {
             return Judgement::Revoked;
         }
         let known = self.of_name(&names.own);
@@ -161,10 +180,18 @@ impl Table {
         }
         match &names.bare {
             Some(bare) if self.of_name(bare).iter().any(|known| same(known)) => Judgement::Known,
-            _ if self.authorities.iter().any(fits) => Judgement::OnlyAuthority,
+            _ if self.has_authority(names) => Judgement::OnlyAuthority,
             _ => Judgement::Unknown,
         }
     }
+}
+
+fn fit(patterns: &HostPatterns, names: &Names) -> bool {
+    names.all().any(|name| matches(patterns, name))
+}
+
+fn is_among(lines: &[(HostPatterns, PublicKey)], names: &Names, key: &PublicKey) -> bool {
+    lines.iter().any(|(patterns, known)| known.key_data() == key.key_data() && fit(patterns, names))
 }
 
 /// As `ssh-keygen -l` shows it, without the size.
@@ -190,7 +217,7 @@ pub(super) fn matches(patterns: &HostPatterns, name: &str) -> bool {
 }
 
 /// `*` is any text, `?` any one character. Takes time proportional to the product of the lengths at most.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub(super) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star = None;
     while t < text.len() {

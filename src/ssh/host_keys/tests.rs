@@ -79,8 +79,8 @@ async fn a_changed_key_is_refused_with_both_fingerprints() {
 async fn a_key_of_another_kind_is_a_change_and_the_recorded_kind_is_known() {
     let story = Story::new(HostKeyPolicy::AcceptNew, &line("esx1", &ed25519()));
     assert_eq!(story.verify("esx1", &ecdsa()).await, Err(FailureReason::HostKeyChanged));
-    assert_eq!(story.keys.algorithms("esx1", 22).await.unwrap(), [Algorithm::Ed25519]);
-    assert_eq!(story.keys.algorithms("esx2", 22).await.unwrap(), []);
+    assert_eq!(story.keys.algorithms("esx1", 22).await.unwrap().algorithms, [Algorithm::Ed25519]);
+    assert_eq!(story.keys.algorithms("esx2", 22).await.unwrap().algorithms, []);
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn a_key_known_without_the_port_is_known_at_any_port() {
     let (known, other) = (ed25519(), ed25519());
     let story = Story::new(HostKeyPolicy::Strict, &line(&hashed("esx1"), &known));
     assert_eq!(story.keys.verify("esx1", 2222, known.clone()).await, Ok(Standing::Known));
-    assert_eq!(story.keys.algorithms("esx1", 2222).await.unwrap(), [Algorithm::Ed25519]);
+    assert_eq!(story.keys.algorithms("esx1", 2222).await.unwrap().algorithms, [Algorithm::Ed25519]);
     let failure = story.keys.verify("esx1", 2222, other).await.unwrap_err();
     assert_eq!(failure.reason, FailureReason::HostKeyUnknown, "it may be another server's");
 }
@@ -221,11 +221,67 @@ async fn a_host_that_only_an_authority_vouches_for_is_refused_with_the_reason() 
     for key in [&authority, &key] {
         let failure = story.keys.verify("esx1.example.org", 22, key.clone()).await.unwrap_err();
         assert_eq!(failure.reason, FailureReason::HostKeyUnknown);
-        assert!(failure.message.contains("certificates are not supported"), "{failure}");
+        assert!(failure.message.contains("no @cert-authority there has certified it"), "{failure}");
     }
     assert_eq!(fs::read_to_string(story.path()).unwrap(), text);
     fs::write(story.path(), text + &line("esx1.example.org", &key)).unwrap();
     story.verify("esx1.example.org", &key).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_counts_for_its_host_and_its_time_alone() {
+    use russh::keys::ssh_key::certificate::{Builder, CertType};
+    let (authority, host) =
+        (PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap(), ecdsa().key_data().clone());
+    let story =
+        Story::new(HostKeyPolicy::AcceptNew, &line("@cert-authority *.example.org", authority.public_key()));
+    let now = SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let certificate = |from: u64, until: u64, kind, change: &dyn Fn(&mut Builder)| {
+        let builder = Builder::new_with_random_nonce(&mut rand::rng(), host.clone(), from, until);
+        let mut builder = builder.unwrap();
+        builder.cert_type(kind).unwrap();
+        change(&mut builder);
+        builder.sign(&authority).unwrap()
+    };
+    let name = |name: &'static str| {
+        move |builder: &mut Builder| {
+            builder.valid_principal(name).unwrap();
+        }
+    };
+    let (host, user) = (CertType::Host, CertType::User);
+    let option = |builder: &mut Builder| {
+        name("esx1.example.org")(builder);
+        builder.critical_option("force-command", "true").unwrap();
+    };
+    let nobody = |builder: &mut Builder| {
+        builder.all_principals_valid().unwrap();
+    };
+    let (before, after) = (now - 1000, now + 1000);
+    for (certificate, why) in [
+        (certificate(before, after, host, &name("ESX1.example.org")), ""),
+        (certificate(before, after, host, &name("*.example.org")), ""),
+        (certificate(before, after, host, &name("esx2.example.org")), "it is for \"esx2.example.org\""),
+        (certificate(before, after, host, &nobody), "it is for nobody"),
+        (certificate(before, after, user, &name("esx1.example.org")), "it is no host's certificate"),
+        (certificate(before, now - 10, host, &name("esx1.example.org")), "it has expired"),
+        (certificate(now + 100, after, host, &name("esx1.example.org")), "it is not valid yet"),
+        (
+            certificate(before, after, host, &option),
+            "its critical option \"force-command\" is not understood",
+        ),
+    ] {
+        let verdict = story.keys.verify_certificate("esx1.example.org", 2222, certificate).await;
+        match verdict {
+            Ok(standing) => assert_eq!((standing, why), (Standing::Certified, "")),
+            Err(failure) => {
+                assert_eq!(failure.reason, FailureReason::HostKeyUnknown);
+                assert!(!why.is_empty() && failure.message.ends_with(why), "{failure} / {why}");
+            }
+        }
+    }
+    let good = certificate(before, after, host, &name("*"));
+    let failure = story.keys.verify_certificate("esx1.example.com", 22, good).await.unwrap_err();
+    assert_eq!(failure.reason, FailureReason::HostKeyUnknown, "the authority is not for that domain");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ from .received import scraped
 
 RUNS = 6                # of the agent, one after the other: every second one is killed, the others end in an orderly way
 CRASHES = 12
-ROUNDS = 6              # of each run at least
+ROUNDS = 10             # of each run at least: together an hour at the default interval
 INTERVAL = 1
 
 CONFIG = """

@@ -48,6 +48,9 @@ def one_round(setup, table, binary):
     fit = Agent("once-fit", setup, binary, config=CLASSIC_CONFIG, hosts=fleet.by_password)
     code, _ = fit.call("check")
     table.check("check accepts configuration and inventory: exit code", 0, code)
+    code, out = fit.call("check", "--connect", "--format", "json")
+    allowed = [host["facts"].get("sessions_allowed") for host in json.loads(out)["hosts"]] if is_json(out) else out
+    table.check("check --connect: sessions that each host allows (MaxSessions 1)", [1] * len(fleet.by_password), allowed)
     code, out = fit.call("once", "--format", "table")
     table.check("once, every host reachable: exit code", 0, code)
     table.check("its table names every host", len(fleet.by_password), sum(host.name in out for host in fleet.by_password))
