@@ -4,6 +4,7 @@ use crate::outcome::Failure;
 use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SdkTracer;
+use std::borrow::Cow;
 use std::time::SystemTime;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -25,28 +26,43 @@ impl PastSpans {
         Self(tracer)
     }
 
-    /// Adds a span below `parent`, which has to be still open.
-    pub fn add(
-        &self,
-        parent: &Span,
-        name: impl Into<std::borrow::Cow<'static, str>>,
-        (start, end): (SystemTime, SystemTime),
-        attributes: Vec<KeyValue>,
-        failure: Option<&Failure>,
-    ) {
-        let Some(tracer) = &self.0 else { return };
-        let parent: Context = parent.context();
-        if !parent.span().span_context().is_valid() {
-            return;
-        }
+    /// For spans below `parent`, which has to stay open while they are added.
+    pub fn below(&self, parent: &Span) -> Below<'_> {
+        let below = |tracer| (tracer, parent.context());
+        Below(self.0.as_ref().map(below).filter(|(_, parent)| parent.span().span_context().is_valid()))
+    }
+}
+
+/// Adds spans below one; see [`PastSpans::below`].
+#[derive(Debug)]
+pub struct Below<'a>(Option<(&'a SdkTracer, Context)>);
+
+/// A span that has ended, to be added.
+#[derive(Debug)]
+pub struct PastSpan {
+    /// Its name.
+    pub name: Cow<'static, str>,
+    /// From when to when.
+    pub times: (SystemTime, SystemTime),
+    /// Its attributes.
+    pub attributes: Vec<KeyValue>,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+}
+
+impl Below<'_> {
+    /// Adds what `span` makes, which is not called where nobody wants spans.
+    pub fn add(&self, span: impl FnOnce() -> PastSpan) {
+        let Some((tracer, parent)) = &self.0 else { return };
+        let PastSpan { name, times: (start, end), attributes, failure } = span();
         let builder = SpanBuilder::from_name(name)
             .with_kind(SpanKind::Internal)
             .with_start_time(start)
             .with_attributes(attributes);
-        let mut span = tracer.build_with_context(builder, &parent);
+        let mut span = tracer.build_with_context(builder, parent);
         if let Some(failure) = failure {
             span.set_attribute(KeyValue::new("error.type", failure.reason.word()));
-            span.set_status(Status::error(failure.message.clone()));
+            span.set_status(Status::error(failure.message));
         }
         span.end_with_timestamp(end);
     }

@@ -158,8 +158,13 @@ impl Reader {
     /// Takes one line, which came `elapsed` after the start of the command. Returns whether every
     /// question is answered, so that nothing more needs to be read.
     pub fn line(&mut self, elapsed: Duration, line: &str) -> bool {
-        // What a banner without an end of line left in front of the marker is noise.
-        let frame = line.find(self.marker.as_str()).and_then(|at| line.get(at + self.marker.len()..));
+        let frame = match line.strip_prefix(self.marker.as_str()) {
+            // What a banner without an end of line left in front of the marker is noise.
+            None if line.len() > self.marker.len() => {
+                line.split_once(self.marker.as_str()).map(|(_, frame)| frame)
+            }
+            frame => frame,
+        };
         match frame.and_then(|frame| frame.split_at_checked(1)) {
             Some(("<", id)) => self.open = self.slot(id).map(|slot| (slot, Vec::new())),
             Some((">", end)) => self.end(elapsed, end),

@@ -15,7 +15,7 @@ use crate::inventory::Host;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason};
 use crate::readings::{Reading, Report};
-use crate::span::{self, PastSpans};
+use crate::span::{self, PastSpan, PastSpans};
 use crate::ssh::{Connector, End, Limits, Session, Transcript};
 use crate::stats::Stats;
 use crate::target::TargetId;
@@ -260,13 +260,15 @@ impl Visitor {
         let id = host.id();
         let mut readings: Vec<Vec<Reading>> = asked.due.iter().map(|_| Vec::new()).collect();
         let came = answers.answers.into_iter().zip(answers.killed);
+        let (current, started) = (Span::current(), answers.started);
+        let spans = self.spans.below(&current);
         for ((place, ..), (mut answer, killed)) in asked.questions.iter().zip(came) {
             let lost = answers.transcript.end == End::Lost && answer.result.is_err();
             let (Some(collector), false) = (asked.due.get(*place), lost) else { continue };
             answer.question = asked.original(&answer.question);
             self.hung.asked(&id, (collector.name(), Arc::clone(&answer.question)), &answer, killed);
             let verdict = collector.read(host, &answer);
-            self.add_span(collector.as_ref(), &answer, verdict.problem, answers.started);
+            spans.add(|| span_of(collector.as_ref(), &answer, verdict.problem, started));
             if let Some(readings) = readings.get_mut(*place) {
                 readings.extend(verdict.readings);
             }
@@ -288,28 +290,27 @@ impl Visitor {
         };
         asked.due.iter().zip(readings).map(report).collect()
     }
+}
 
-    /// The question's span: from the start of the command, as all questions are asked at once, to its answer.
-    fn add_span(
-        &self,
-        collector: &dyn HostCollector,
-        answer: &Answer,
-        problem: Option<FailureReason>,
-        started: SystemTime,
-    ) {
-        let (subject, id) = (collector.subject(), &answer.question);
-        let mut attributes = vec![KeyValue::new(format!("esxi.{subject}"), id.to_string())];
-        if let Some(reason) = problem {
-            attributes.push(KeyValue::new("esxi.problem", reason.word()));
-        }
-        // That something is not installed was found out, and is no error: on a fleet where it is the rule,
-        // every trace would be kept for it.
-        let failure = problem
-            .filter(|reason| *reason != FailureReason::NotInstalled)
-            .map(|reason| Failure::new(reason, format!("{subject} {id}: {}", reason.meaning().trim())));
-        let times = (started, started + answer.elapsed);
-        self.spans.add(&Span::current(), format!("{subject} {id}"), times, attributes, failure.as_ref());
+/// The question's span: from the start of the command, as all questions are asked at once, to its answer.
+fn span_of(
+    collector: &dyn HostCollector,
+    answer: &Answer,
+    problem: Option<FailureReason>,
+    started: SystemTime,
+) -> PastSpan {
+    let (subject, id) = (collector.subject(), &answer.question);
+    let mut attributes = vec![KeyValue::new(format!("esxi.{subject}"), id.to_string())];
+    if let Some(reason) = problem {
+        attributes.push(KeyValue::new("esxi.problem", reason.word()));
     }
+    // That something is not installed was found out, and is no error: on a fleet where it is the rule,
+    // every trace would be kept for it.
+    let failure = problem
+        .filter(|reason| *reason != FailureReason::NotInstalled)
+        .map(|reason| Failure::new(reason, format!("{subject} {id}: {}", reason.meaning().trim())));
+    let times = (started, started + answer.elapsed);
+    PastSpan { name: format!("{subject} {id}").into(), times, attributes, failure }
 }
 
 impl<'a> Asked<'a> {

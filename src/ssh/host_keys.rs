@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 use table::{Judgement, Names, Table, describe};
+use tokio::sync::Semaphore;
 
 /// Broken lines that are told by number; most that are remembered as told.
 const MAX_TOLD: usize = 1_000;
@@ -82,8 +83,13 @@ pub struct HostKeys {
     /// Whether a new key is recorded.
     record: bool,
     stats: Arc<Stats>,
+    /// For calls that block. They wait for each other anyway: not each on a thread of its own.
+    turns: Semaphore,
     state: Mutex<State>,
 }
+
+/// Calls that block at a time.
+const TURNS: usize = 4;
 
 #[derive(Debug, Default)]
 struct State {
@@ -109,7 +115,8 @@ impl HostKeys {
 
     /// Of the file at `path`, read when first needed.
     pub fn new(path: PathBuf, policy: HostKeyPolicy, stats: Arc<Stats>) -> Self {
-        Self { path, policy, record: true, stats, state: Mutex::default() }
+        let (turns, state) = (Semaphore::new(TURNS), Mutex::default());
+        Self { path, policy, record: true, stats, turns, state }
     }
 
     /// The same, but a new key is never recorded: it stays [`Standing::New`].
@@ -185,6 +192,8 @@ impl HostKeys {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
+        // Never closed.
+        let _turn = self.turns.acquire().await.ok();
         let keys = Arc::clone(self);
         let (span, dispatch) = (tracing::Span::current(), tracing::dispatcher::get_default(Clone::clone));
         let work = move || tracing::dispatcher::with_default(&dispatch, || span.in_scope(|| work(&keys)));
@@ -198,10 +207,16 @@ impl HostKeys {
 
     fn verify_blocking(&self, names: &Names, key: &PublicKey) -> Result<Standing, Failure> {
         let mut state = self.current()?;
-        if state.table.judge(names, key) == Judgement::Known {
-            return Ok(Standing::Known);
+        match state.table.judge(names, key) {
+            Judgement::Known => return Ok(Standing::Known),
+            // Looks again under the file's lock. Not closely: whoever adds a line makes the file longer, and a
+            // new fleet's hosts, of which each adds one, would each read it as a whole.
+            Judgement::Unknown if self.policy == HostKeyPolicy::AcceptNew && self.record => {
+                return self.record(&mut state, names, key);
+            }
+            _ => {}
         }
-        // Before anybody is refused, or trusted for the first time, what the file says at this moment.
+        // Before anybody is refused, what the file says at this moment.
         self.refresh(&mut state, Look::Close).map_err(|error| self.unreadable(&error))?;
         match state.table.judge(names, key) {
             Judgement::Unknown if self.policy == HostKeyPolicy::AcceptNew && !self.record => {
