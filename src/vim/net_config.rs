@@ -97,3 +97,67 @@ fn usable(text: &str) -> Option<IpAddr> {
     };
     (!address.is_unspecified() && !link_local).then_some(address)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vim::model::{Interner, Value};
+    use crate::vim::property::read_page;
+    use crate::vim::soap::Method;
+
+    fn interface(name: &str, ip: &str) -> String {
+        format!(
+            "<candidateVnic><device>{name}</device><key>key-vim.host.VirtualNic-{name}</key><portgroup/>\
+             <spec><ip><dhcp>false</dhcp>{ip}<subnetMask>255.255.255.0</subnetMask></ip><mac>00:50:56:6f:4d:f4</mac>\
+             <mtu>1500</mtu></spec></candidateVnic>"
+        )
+    }
+
+    fn used(nic_type: &str, interfaces: &[String], selected: &[&str]) -> String {
+        let selected = selected
+            .iter()
+            .map(|name| format!("<selectedVnic>key-vim.host.VirtualNic-{name}</selectedVnic>"));
+        format!(
+            "<VirtualNicManagerNetConfig><nicType>{nic_type}</nicType><multiSelectAllowed>true</multiSelectAllowed>\
+             {}{}</VirtualNicManagerNetConfig>",
+            interfaces.concat(),
+            selected.collect::<String>()
+        )
+    }
+
+    /// The property as a vCenter sends it.
+    fn read(configs: &str) -> Value {
+        let body = format!(
+            r#"<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><soapenv:Body><RetrievePropertiesExResponse xmlns="urn:vim25"><returnval><objects><obj type="HostSystem">host-15</obj><propSet><name>config.virtualNicManagerInfo.netConfig</name><val xsi:type="ArrayOfVirtualNicManagerNetConfig">{configs}</val></propSet><propSet><name>name</name><val xsi:type="xsd:string">esx1</val></propSet></objects></returnval></RetrievePropertiesExResponse></soapenv:Body></soapenv:Envelope>"#
+        );
+        let page =
+            read_page(Method::RetrievePropertiesEx, body.as_bytes(), &mut Interner::default()).unwrap();
+        let object = page.objects.into_iter().next().unwrap();
+        assert_eq!(object.name().as_deref(), Some("esx1"), "what follows is read on");
+        object.get("config.virtualNicManagerInfo.netConfig").unwrap().clone()
+    }
+
+    #[test]
+    fn it_is_that_of_the_interface_that_is_selected_for_management() {
+        let v4 = |address: &str| format!("<ipAddress>{address}</ipAddress>");
+        let v6 = "<ipAddress></ipAddress><ipV6Config>\
+                  <ipV6Address><ipAddress>fe80::1</ipAddress><prefixLength>64</prefixLength></ipV6Address>\
+                  <ipV6Address><ipAddress>2001:db8::1</ipAddress></ipV6Address></ipV6Config>";
+        let both = [interface("vmk1", &v4("192.0.2.1")), interface("vmk0", &v4("10.0.0.1"))];
+        let only_v6 = [interface("vmk0", v6)];
+        let address = |text: &str| Value::ManagementAddress(text.parse().unwrap());
+        for (configs, expected) in [
+            (used("vmotion", &both, &["vmk1"]) + &used("management", &both, &["vmk0"]), address("10.0.0.1")),
+            (used("management", &both, &["vmk1"]), address("192.0.2.1")),
+            (used("management", &both, &["vmk0", "vmk1"]), address("192.0.2.1")),
+            (used("management", &only_v6, &["vmk0"]), address("2001:db8::1")),
+            (used("management", &[interface("vmk0", &v4("0.0.0.0"))], &["vmk0"]), Value::Other),
+            (used("management", &[interface("vmk0", &v4("no address"))], &["vmk0"]), Value::Other),
+            (used("management", &both, &[]), Value::Other),
+            (used("vmotion", &both, &["vmk1"]), Value::Other),
+            (String::new(), Value::Other),
+        ] {
+            assert_eq!(read(&configs), expected, "{configs}");
+        }
+    }
+}
