@@ -163,6 +163,13 @@ impl Rounds {
         self.poller.round(&self.inventory.subscribe(), &self.pace, concluded).await;
     }
 
+    /// Logs out everywhere, and writes down what the next start has to know. Bounded.
+    pub async fn close(&mut self) {
+        self.poller.close().await;
+        self.guard.flush().await;
+        self.inventory.end().await;
+    }
+
     /// What there is to say about the inventory, and how many of its sources can't be used.
     pub fn inventory_notes(&self) -> (Vec<String>, usize) {
         (self.inventory.notes(), self.inventory.sources_in_trouble())
@@ -303,7 +310,18 @@ impl Agent {
                 web.serve(shown, stop.clone()).await;
             }
         };
-        tokio::join!(asking, serving);
+        // The hosts that vCenters list are known only by and by.
+        let counting = async {
+            let mut inventory = rounds.inventory.subscribe();
+            let mut told = rounds.shortage_of_files().is_some();
+            while !told && stop.run_until_cancelled(inventory.changed()).await.is_some_and(|c| c.is_ok()) {
+                if let Some(shortage) = rounds.shortage_of_files() {
+                    warn!("{shortage}");
+                    told = true;
+                }
+            }
+        };
+        tokio::join!(asking, serving, counting);
         // A login whose verdict is not written down counts as lost.
         rounds.guard.flush().await;
         telemetry.shutdown(FLUSH_LIMIT).await;

@@ -289,8 +289,9 @@ fn a_missing_account_is_reported_for_collectors_that_are_on() {
 fn nothing_configured_at_all_says_what_to_do() {
     assert_eq!(
         problems(&sources()),
-        "there is nobody to visit: name an inventory file (--atlas, ATLAS_FILE or inventory.atlas), \
-         or vCenters and hosts under inventory.vcenters and inventory.hosts"
+        "there is nobody to visit: name a vCenter that lists its hosts \
+         (inventory: {vcenters: [{address: vc1.example.org, discover_hosts: true}]}), an inventory file \
+         (--atlas, ATLAS_FILE or inventory.atlas), inventory.http_sd, or hosts under inventory.hosts"
     );
 }
 

@@ -1,6 +1,6 @@
 //! What the inventory makes of a Prometheus `http_sd` server, and of its absence.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
+#![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
 use axum::Router;
 use axum::extract::State;

@@ -1,6 +1,6 @@
 //! What the inventory makes of the atlas file and of the targets in the configuration.
 
-#![expect(clippy::unwrap_used, reason = "a failed test may panic")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed test may panic")]
 
 use esxi_otel_agent::config::{InventoryConfig, StaticTarget};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, InventoryError, InventoryWatch, Shard};
@@ -104,6 +104,17 @@ async fn rows_become_hosts_and_vcenters_as_in_the_python_exporter() {
     assert_eq!(sites, ["eu-de-1a", ""]);
     assert_eq!(site.metric("esxi.agent.targets"), [1.0, 2.0]);
     assert_eq!(site.metric("esxi.agent.inventory.error"), [0.0]);
+}
+
+#[tokio::test]
+async fn a_sites_case_is_kept_and_twins_share_their_labels() {
+    let shouted = json!({"labels": {"job": "vmware-esxi", "name": "n1", "site": "EU-DE-1A", "rack": "r1"}});
+    let twin = json!({"labels": {"job": "vmware-esxi", "name": "N1", "site": "EU-DE-1A", "row": "x"}});
+    let inventory = Site::new(&json!([twin, shouted])).inventory().await;
+    let [host] = &inventory.hosts[..] else { panic!("{inventory:?}") };
+    assert_eq!((&*host.site, &*host.address), ("EU-DE-1A", "N1.cc.EU-DE-1.cloud.sap"));
+    let label = |name: &str| host.labels.get(name).map(|value| &**value);
+    assert_eq!((label("rack"), label("row")), (Some("r1"), Some("x")));
 }
 
 #[tokio::test]

@@ -79,8 +79,8 @@ pub async fn check(
     let lists = inventory.vcenters_of_all_shards().iter().filter(lists).count();
     if lists > 0 {
         notes.push(format!(
-            "{lists} vCenters list their hosts, who are not among those above: nobody was asked; \
-             `check --connect` asks"
+            "{} by `discover_hosts`; these hosts are not among those above, as nobody was asked: `check --connect` asks",
+            if lists == 1 { "1 vCenter lists its hosts".to_owned() } else { format!("{lists} vCenters list their hosts") }
         ));
     }
     read.cancel();

@@ -24,7 +24,7 @@ pub async fn once(
     args: &OnceArgs,
     stop: CancellationToken,
 ) -> Result<ExitCode, VerbError> {
-    let rounds = Rounds::build(&config).await?;
+    let mut rounds = Rounds::build(&config).await?;
     for round in 1..=args.rounds {
         let message =
             if args.rounds == 1 { "asking".to_owned() } else { format!("round {round}/{}", args.rounds) };
@@ -52,8 +52,7 @@ pub async fn once(
             break;
         }
     }
-    rounds.poller.close().await;
-    rounds.guard.flush().await;
+    rounds.close().await;
     let (notes, in_trouble) = rounds.inventory_notes();
     for line in notes.into_iter().chain(rounds.shortage_of_files()) {
         output::complain(line);

@@ -20,7 +20,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Default)]
 pub(super) struct Places {
     /// vCenters that list their hosts.
-    discovering: Vec<By>,
+    discovering: Vec<(By, String)>,
     http_sd: Option<By>,
     /// Whether `allow` names who may be given a password.
     allows: bool,
@@ -92,10 +92,10 @@ pub(super) fn check(
     if !places.allows {
         let remedy = "name the addresses that may be given a password in inventory.allow";
         if !vcenter.verify_tls {
-            for place in &places.discovering {
+            for (place, key) in &places.discovering {
                 let risk = "TLS verification of vCenters is off, so anybody can name hosts, which would be given \
                             the password: verify it, or";
-                context.problem(place.clone(), "inventory", format!("discover_hosts: {risk} {remedy}"));
+                context.problem(place.clone(), key, format!("{risk} {remedy}"));
             }
         }
         if let Some((place, server)) = places.http_sd.as_ref().zip(inventory.http_sd.as_ref())
@@ -153,7 +153,7 @@ fn discover_hosts(
         }
     };
     if chosen.is_some() {
-        places.discovering.push(place.clone());
+        places.discovering.push((place.clone(), path.clone()));
     }
     let shown = match chosen {
         None => "false".to_owned(),

@@ -77,16 +77,18 @@ fn discover(
     (aliases, skipped)
 }
 
+type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
 /// What hosts and vCenters have in common.
 trait Target {
     const KIND: &'static str;
-    fn parts(&mut self) -> (&Arc<str>, &mut Arc<str>, &mut BTreeMap<Arc<str>, Arc<str>>);
+    fn parts(&mut self) -> (&Arc<str>, &mut Arc<str>, &mut Labels);
     fn address(&self) -> &Arc<str>;
 }
 
 impl Target for Host {
     const KIND: &'static str = "host";
-    fn parts(&mut self) -> (&Arc<str>, &mut Arc<str>, &mut BTreeMap<Arc<str>, Arc<str>>) {
+    fn parts(&mut self) -> (&Arc<str>, &mut Arc<str>, &mut Labels) {
         (&self.address, &mut self.site, &mut self.labels)
     }
     fn address(&self) -> &Arc<str> {
@@ -96,7 +98,7 @@ impl Target for Host {
 
 impl Target for Vcenter {
     const KIND: &'static str = "vCenter";
-    fn parts(&mut self) -> (&Arc<str>, &mut Arc<str>, &mut BTreeMap<Arc<str>, Arc<str>>) {
+    fn parts(&mut self) -> (&Arc<str>, &mut Arc<str>, &mut Labels) {
         (&self.address, &mut self.site, &mut self.labels)
     }
     fn address(&self) -> &Arc<str> {

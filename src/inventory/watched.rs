@@ -66,7 +66,22 @@ struct Watching {
 /// The sources of a configuration, looked at for the first time.
 struct Looked {
     file: Option<(AtlasFile, Found)>,
-    server: Option<(HttpSd, Option<PathBuf>, Result<Found, (String, Option<Atlas>)>)>,
+    server: Option<FirstFetch>,
+}
+
+/// The first look at a server.
+struct FirstFetch {
+    source: HttpSd,
+    /// Where its list is kept.
+    memory: Option<PathBuf>,
+    result: Result<Found, Away>,
+}
+
+/// There is no list now.
+struct Away {
+    why: String,
+    /// What was listed before the start.
+    kept: Option<Atlas>,
 }
 
 impl InventoryWatch {
@@ -109,11 +124,11 @@ impl InventoryWatch {
             watched.accept(found);
             watching.spawn(watched);
         }
-        if let Some((source, memory, first)) = server {
+        if let Some(FirstFetch { source, memory, result }) = server {
             let watched = Watched { source, sources: Arc::clone(&self.sources), memory };
-            match first {
+            match result {
                 Ok(found) => watched.accept(found),
-                Err((why, kept)) => {
+                Err(Away { why, kept }) => {
                     if let Some(atlas) = kept {
                         self.sources.recall(&Origin::HttpSd, atlas);
                     }
@@ -163,6 +178,11 @@ impl InventoryWatch {
         }
     }
 
+    /// Ends the watch: what it knows stays, and what is to be kept for the next start is written.
+    pub async fn end(&mut self) {
+        std::mem::take(&mut self.watching).end().await;
+    }
+
     /// Returns when the tasks have ended after their cancellation.
     pub async fn stopped(self) {
         self.watching.join().await;
@@ -203,30 +223,30 @@ impl Looked {
         let server = async {
             let Some(settings) = &config.http_sd else { return Ok(None) };
             let memory = sources.memory().file("http_sd", settings.url.exposed());
-            let mut server = HttpSd::new(settings.clone(), config)?;
-            let first = match server.look().await {
-                Ok(Some(found)) => Ok(found),
-                Ok(None) => Err("http_sd: answered that nothing has changed".to_owned()),
-                Err(why) => Err(why),
-            };
-            let first = match first {
-                Ok(found) => Ok(found),
-                Err(why) => {
-                    let kept = match &memory {
-                        Some(file) => sources.memory().read(file).await,
-                        None => None,
-                    };
-                    let kept = match kept {
-                        Some(content) => server.parse(content).await.ok().map(|(atlas, _)| atlas),
-                        None => None,
-                    };
-                    Err((why, kept))
-                }
-            };
-            Ok::<_, String>(Some((server, memory, first)))
+            let source = HttpSd::new(settings.clone(), config)?;
+            Ok::<_, String>(Some(FirstFetch::of(source, memory, sources).await))
         };
         let (file, server) = tokio::join!(file, server);
         Ok(Self { file: file?, server: server? })
+    }
+}
+
+impl FirstFetch {
+    async fn of(mut source: HttpSd, memory: Option<PathBuf>, sources: &Sources) -> Self {
+        let why = match source.look().await {
+            Ok(Some(found)) => return Self { source, memory, result: Ok(found) },
+            Ok(None) => "http_sd: \"not modified\" although nothing was asked before".to_owned(),
+            Err(why) => why,
+        };
+        let content = match &memory {
+            Some(file) => sources.memory().read(file).await,
+            None => None,
+        };
+        let kept = match content {
+            Some(content) => source.parse(content).await.ok().map(|(atlas, _)| atlas),
+            None => None,
+        };
+        Self { source, memory, result: Err(Away { why, kept }) }
     }
 }
 

@@ -100,7 +100,6 @@ fn usable(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::vim::model::{Interner, Value};
     use crate::vim::property::read_page;
     use crate::vim::soap::Method;

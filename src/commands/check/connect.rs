@@ -97,8 +97,7 @@ async fn discovered(
         }
         lists.logout_all().await;
     }
-    let inventory = Arc::clone(&inventory.borrow());
-    inventory
+    Arc::clone(&inventory.borrow())
 }
 
 /// Those that are named, or all.
