@@ -1,7 +1,7 @@
 //! What each source said last, and the inventory that all of them make together.
 //!
-//! One lock, held for memory operations only: whoever brings news merges it in at once, so that a poll which
-//! finds hosts knows their addresses before it reports.
+//! One lock, held for no I/O but a line in the log: whoever brings news merges it in at once, so that a poll
+//! which finds hosts knows their addresses before it reports.
 
 use super::atlas::Atlas;
 use super::discovered::{DiscoverConfig, FoundHost, HostList, keep_addresses};
@@ -190,6 +190,8 @@ impl Sources {
         inner.states.entry(origin.clone()).or_default();
         self.count(&origin, hosts.len(), None);
         let before = inner.lists.get(&origin);
+        // A vCenter promises no order.
+        hosts.sort_by(|a, b| a.id.cmp(&b.id));
         keep_addresses(&mut hosts, before.map(|list| &*list.hosts).unwrap_or_default());
         let list = HostList { vcenter: Arc::clone(vcenter), discover, hosts: hosts.into() };
         if before == Some(&list) {
