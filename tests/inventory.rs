@@ -1,6 +1,6 @@
 //! What the inventory makes of the atlas file and of the targets in the configuration.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed test may panic")]
+#![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
 use esxi_otel_agent::config::{InventoryConfig, StaticTarget};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, InventoryError, InventoryWatch, Shard};
