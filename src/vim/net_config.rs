@@ -159,4 +159,21 @@ mod tests {
             assert_eq!(read(&configs), expected, "{configs}");
         }
     }
+
+    #[test]
+    fn recorded_answers_are_understood() {
+        const RECORDED: &str = "tests/fixtures/vim/vcsim-0.56.0/RetrievePropertiesEx-net-config.xml";
+        let body = std::fs::read(RECORDED).unwrap();
+        let page = read_page(Method::RetrievePropertiesEx, &body, &mut Interner::default()).unwrap();
+        let loopback = Value::ManagementAddress("127.0.0.1".parse().unwrap());
+        assert_eq!(page.objects.len(), 2);
+        for host in page.objects {
+            assert_eq!(
+                host.get("config.virtualNicManagerInfo.netConfig"),
+                Some(&loopback),
+                "{:?}",
+                host.name()
+            );
+        }
+    }
 }
