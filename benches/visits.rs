@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 async fn at_once(asking: &Rounds, hosts: usize, rounds: usize) {
     for round in 0..=rounds {
         let (started, cpu) = (Instant::now(), cpu_time());
-        asking.poller.round(&asking.inventory(), &asking.pace, |_| {}).await;
+        asking.round(|_| {}).await;
         let name = if round == 0 { "many at once, with login" } else { "many at once, kept sessions" };
         tell(name, started.elapsed(), cpu_time() - cpu, hosts);
     }

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::inventory::{Inventory, InventoryError, InventoryWatch};
 use crate::open_files;
 use crate::outcome::Failure;
-use crate::poller::{HostVisits, Now, Pace, Poller, VcenterPolls};
+use crate::poller::{Concluded, HostList, HostLists, HostVisits, Now, Pace, Poller, VcenterPolls};
 use crate::poller::{poll::VcenterPoller, visit::Visitor};
 use crate::readings::Readings;
 use crate::span::PastSpans;
@@ -99,10 +99,13 @@ impl Rounds {
     ) -> Result<Self, StartError> {
         let inventory = InventoryWatch::start(&config.inventory, Arc::clone(&stats), stop).await?;
         let Access { accounts, guard, allow } = access(config, &stats).await;
+        let discovery = inventory.discovery();
         let nobody = {
             let inventory = inventory.subscribe();
             let inventory = inventory.borrow();
-            let no_hosts = config.critical_service.is_none() || inventory.hosts.is_empty();
+            let lists = |vcenter: &Arc<_>| discovery.of(vcenter).is_some();
+            let no_hosts = config.critical_service.is_none()
+                || inventory.hosts.is_empty() && !inventory.vcenters_of_all_shards().iter().any(lists);
             no_hosts && (config.overall_state.is_none() || inventory.vcenters.is_empty())
         };
         // A shard of a small fleet may be empty, and ready without any result.
@@ -124,6 +127,17 @@ impl Rounds {
             let (readings, stats) = (Arc::clone(&readings), Arc::clone(&stats));
             Some(Arc::new(HostVisits::new(visitor, host_collectors, readings, stats, first.clone())))
         };
+        let lists = hosts.is_some().then(|| {
+            let (discovery, settings, stats) =
+                (discovery.clone(), config.vcenter.clone(), Arc::clone(&stats));
+            let access = Access {
+                accounts: Arc::clone(&accounts),
+                guard: Arc::clone(&guard),
+                allow: Arc::clone(&allow),
+            };
+            let polls = config.overall_state.is_some();
+            Arc::new(HostLists::new(discovery, settings, access, stats, polls, first.clone()))
+        });
 
         let vcenter_collectors = collectors::vcenter_collectors(config);
         let vcenters = config.overall_state.as_ref().map(|overall| {
@@ -133,11 +147,12 @@ impl Rounds {
             let make = Box::new(move |vcenter| {
                 let (collectors, stats) = (collectors.clone(), Arc::clone(&counted));
                 VcenterPoller::new(vcenter, settings.clone(), collectors, access.clone(), stats)
+                    .listing(HostList::new(discovery.clone()))
             });
             let (readings, stats) = (Arc::clone(&readings), Arc::clone(&stats));
             Arc::new(VcenterPolls::new(make, overall.interval, readings, stats, first))
         });
-        let poller = Poller { hosts, vcenters };
+        let poller = Poller { hosts, vcenters, lists };
         let reuse_sessions = config.ssh.reuse_sessions;
         Ok(Self { poller, readings, stats, pace, reuse_sessions, guard, inventory, first_result })
     }
@@ -145,6 +160,23 @@ impl Rounds {
     /// Everybody who is there now.
     pub fn inventory(&self) -> Arc<Inventory> {
         Arc::clone(&self.inventory.subscribe().borrow())
+    }
+
+    /// One round over everybody; `concluded` is told of each visit and poll that has ended.
+    pub async fn round(&self, concluded: impl Fn(Concluded) + Sync) {
+        self.poller.round(&self.inventory.subscribe(), &self.pace, concluded).await;
+    }
+
+    /// Logs out everywhere, and writes down what the next start has to know. Bounded.
+    pub async fn close(&mut self) {
+        self.poller.close().await;
+        self.guard.flush().await;
+        self.inventory.end().await;
+    }
+
+    /// What there is to say about the inventory, and how many of its sources can't be used.
+    pub fn inventory_notes(&self) -> (Vec<String>, usize) {
+        (self.inventory.notes(), self.inventory.sources_in_trouble())
     }
 
     /// How many targets one round asks.
@@ -282,7 +314,18 @@ impl Agent {
                 web.serve(shown, stop.clone()).await;
             }
         };
-        tokio::join!(asking, serving);
+        // The hosts that vCenters list are known only by and by.
+        let counting = async {
+            let mut inventory = rounds.inventory.subscribe();
+            let mut told = rounds.shortage_of_files().is_some();
+            while !told && stop.run_until_cancelled(inventory.changed()).await.is_some_and(|c| c.is_ok()) {
+                if let Some(shortage) = rounds.shortage_of_files() {
+                    warn!("{shortage}");
+                    told = true;
+                }
+            }
+        };
+        tokio::join!(asking, serving, counting);
         // A login whose verdict is not written down counts as lost.
         rounds.guard.flush().await;
         telemetry.shutdown(FLUSH_LIMIT).await;

@@ -398,7 +398,9 @@ async fn an_atlas_that_turns_bad_is_said_once_and_seen_in_the_metrics() {
     let atlas = estate.folder.path().join("atlas.json");
     let error = |value: &'static str| {
         until("the inventory's error", move || {
-            page(address).contains(&format!("esxi_agent_inventory_error {value}\n")).then_some(())
+            page(address)
+                .contains(&format!("esxi_agent_inventory_error{{source=\"atlas\"}} {value}\n"))
+                .then_some(())
         })
     };
     fs::write(&atlas, "[]").unwrap();

@@ -6,6 +6,7 @@ use esxi_otel_agent::accounts::{KeySource, Proof, SecretSource};
 use esxi_otel_agent::config::{
     Compression, Config, ConfigError, HostKeyPolicy, Loaded, NotInstalled, Origin, Sources,
 };
+use esxi_otel_agent::inventory::{Discover, DiscoveredAddress, SdAuth, Vcenter};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -288,8 +289,9 @@ fn a_missing_account_is_reported_for_collectors_that_are_on() {
 fn nothing_configured_at_all_says_what_to_do() {
     assert_eq!(
         problems(&sources()),
-        "there is nobody to visit: name an inventory file (--atlas, ATLAS_FILE or inventory.atlas), \
-         or vCenters and hosts under inventory.vcenters and inventory.hosts"
+        "there is nobody to visit: name a vCenter that lists its hosts \
+         (inventory: {vcenters: [{address: vc1.example.org, discover_hosts: true}]}), an inventory file \
+         (--atlas, ATLAS_FILE or inventory.atlas), inventory.http_sd, or hosts under inventory.hosts"
     );
 }
 
@@ -488,4 +490,54 @@ fn problems_can_be_told_apart_by_their_origin() {
     assert_eq!(variable.origin, Origin::Environment("OTEL_EXPORTER_OTLP_TIMEOUT".to_owned()));
     assert!(matches!(&file.origin, Origin::File { place: Some((1, 7)), .. }), "{file:?}");
     assert_eq!(file.key, "ssh.port");
+}
+
+#[test]
+fn vcenters_list_their_hosts_by_choice_and_explicit_ones_go_first() {
+    let text = "inventory:
+  vcenters:
+    - {address: VC1, discover_hosts: {address: management, maintenance: false}}
+    - {address: vc2, discover_hosts: no}
+    - {address: vc3}
+  discover_hosts: yes
+";
+    let loaded = load_text(text, sources()).unwrap();
+    let inventory = &loaded.config.inventory;
+    let of = |address: &str| {
+        let (endpoint, site, labels) = (address.parse().unwrap(), "".into(), BTreeMap::new());
+        inventory.discover.of(&Vcenter { address: address.into(), endpoint, site, labels })
+    };
+    let management =
+        Discover { address: DiscoveredAddress::Management, maintenance: false, disconnected: false };
+    assert_eq!(of("vc1"), Some(management));
+    assert_eq!(of("vc2"), None);
+    assert_eq!(of("vc3"), Some(Discover::default()));
+    assert_eq!(of("vc-of-the-atlas"), Some(Discover::default()));
+    assert_eq!(inventory.memory.as_deref(), Some(Path::new("/state/inventory")));
+    let (value, _) = origin(&loaded, "inventory.vcenters[0].discover_hosts");
+    assert_eq!(value, "{address: management, maintenance: false, disconnected: false}");
+    assert_eq!(loaded.notes, Vec::<String>::new());
+
+    let none = load_text("inventory: {vcenters: [{address: vc1}]}", sources()).unwrap();
+    assert_eq!(none.notes.len(), 1);
+    assert!(none.notes[0].contains("discover_hosts: true"), "{:?}", none.notes);
+    let (value, origin) = origin(&none, "inventory.discover_hosts");
+    assert_eq!((&*value, &*origin), ("false", "default"));
+}
+
+#[test]
+fn who_names_hosts_without_proving_himself_needs_a_list_of_who_may_be_named() {
+    for text in [
+        "ssl_verify: false\ninventory: {vcenters: [{address: vc1}], discover_hosts: true, allow: [10.0.0.0/8]}",
+        "ssl_verify: false\ninventory: {vcenters: [{address: vc1}], hosts: [{address: esx1}]}",
+        "inventory: {http_sd: {url: 'http://sd.example.org/'}, allow: [.example.org]}",
+        "inventory: {http_sd: {url: 'http://localhost:8000/'}}",
+        "inventory: {http_sd: {url: 'https://sd.example.org/'}}",
+    ] {
+        ok(text);
+    }
+    let config = ok("inventory: {http_sd: {url: 'https://sd.example.org/t?k=v', interval: 5m}}");
+    let http_sd = config.inventory.http_sd.unwrap();
+    assert_eq!(http_sd.url.to_string(), "https://sd.example.org/t?…");
+    assert_eq!((http_sd.interval, http_sd.auth), (Duration::from_secs(300), SdAuth::None));
 }

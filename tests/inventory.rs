@@ -107,6 +107,17 @@ async fn rows_become_hosts_and_vcenters_as_in_the_python_exporter() {
 }
 
 #[tokio::test]
+async fn a_sites_case_is_kept_and_twins_share_their_labels() {
+    let shouted = json!({"labels": {"job": "vmware-esxi", "name": "n1", "site": "EU-DE-1A", "rack": "r1"}});
+    let twin = json!({"labels": {"job": "vmware-esxi", "name": "N1", "site": "EU-DE-1A", "row": "x"}});
+    let inventory = Site::new(&json!([twin, shouted])).inventory().await;
+    let [host] = &inventory.hosts[..] else { panic!("{inventory:?}") };
+    assert_eq!((&*host.site, &*host.address), ("EU-DE-1A", "N1.cc.EU-DE-1.cloud.sap"));
+    let label = |name: &str| host.labels.get(name).map(|value| &**value);
+    assert_eq!((label("rack"), label("row")), (Some("r1"), Some("x")));
+}
+
+#[tokio::test]
 async fn shards_share_the_targets_and_name_them_alike() {
     let rows: Vec<Value> = (0..30).map(|i| esxi(&format!("node{i:03}"), "eu-de-1a")).collect();
     let vcenters = ["a", "b", "c"].map(|letter| vcenter(&format!("vc-{letter}-0.cc.eu-de-1.cloud.sap")));

@@ -1,17 +1,13 @@
 //! Secrets in files, read again when the file changes.
 
+use super::secret::cannot_read;
+pub(crate) use super::secret::read_secret_file;
 use super::{Secret, SecretSource, no_credentials};
 use crate::file_stamp::FileStamp;
 use crate::outcome::Failure;
 use std::collections::HashMap;
-use std::fmt;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use zeroize::Zeroizing;
-
-/// The largest file that can hold a password, a private key or a certificate.
-const SECRET_FILE_LIMIT: u64 = 64 * 1024;
 
 /// The files that were read, with their content of then. As many as the configuration names.
 #[derive(Default)]
@@ -61,25 +57,4 @@ impl SecretFiles {
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, KnownFile>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn cannot_read(path: &Path, why: &dyn fmt::Display) -> String {
-    format!("cannot read {}: {why}", path.display())
-}
-
-/// Reads a file that holds one secret; one newline at its end does not count. Errors name the file.
-pub(crate) fn read_secret_file(path: &Path) -> Result<Secret, String> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    let file = std::fs::File::open(path).map_err(|e| cannot_read(path, &e))?;
-    file.take(SECRET_FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(|e| cannot_read(path, &e))?;
-    if bytes.len() as u64 > SECRET_FILE_LIMIT {
-        return Err(format!("{} is larger than {SECRET_FILE_LIMIT} bytes: no secret", path.display()));
-    }
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{} is no UTF-8 text", path.display()))?;
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() {
-        return Err(format!("{} is empty", path.display()));
-    }
-    Ok(Secret::new(text))
 }

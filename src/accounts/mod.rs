@@ -8,7 +8,7 @@ mod files;
 pub mod guard;
 mod keys;
 pub mod master_password;
-mod secret;
+pub(crate) mod secret;
 
 pub use choice::{Chosen, CredentialRule, Matcher};
 pub use keys::SshKey;

@@ -8,11 +8,12 @@ use crate::accounts::Chosen;
 use crate::agent::StartError;
 use crate::cli::{CheckArgs, CheckFormat};
 use crate::config::Loaded;
-use crate::inventory::{Endpoint, Inventory, InventoryWatch};
+use crate::inventory::{Endpoint, Inventory, InventoryWatch, Vcenter};
 use crate::stats::Stats;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Serialize)]
@@ -65,11 +66,24 @@ pub async fn check(
     let watch = InventoryWatch::start(&loaded.config.inventory, Stats::new(), read.clone()).await;
     let watch = watch.map_err(StartError::from)?;
     let inventory = watch.subscribe().borrow().clone();
-    let notes: Vec<&str> = loaded.notes.iter().map(String::as_str).chain(watch.skipped()).collect();
-    read.cancel();
+    let mut notes = loaded.notes.clone();
+    notes.extend(watch.notes());
     if args.connect {
-        return connected(loaded, &inventory, args, stop).await;
+        let connected = connected(loaded, &watch, args, stop).await;
+        read.cancel();
+        watch.stopped().await;
+        return connected;
     }
+    let discovery = watch.discovery();
+    let lists = |vcenter: &&Arc<Vcenter>| discovery.of(vcenter).is_some();
+    let lists = inventory.vcenters_of_all_shards().iter().filter(lists).count();
+    if lists > 0 {
+        notes.push(format!(
+            "{} by `discover_hosts`; these hosts are not among those above, as nobody was asked: `check --connect` asks",
+            if lists == 1 { "1 vCenter lists its hosts".to_owned() } else { format!("{lists} vCenters list their hosts") }
+        ));
+    }
+    read.cancel();
     let text = match args.format {
         CheckFormat::Text => as_text(&checked(loaded, &notes, &inventory)),
         CheckFormat::Json => {
@@ -85,11 +99,11 @@ pub async fn check(
 
 async fn connected(
     loaded: &Loaded,
-    inventory: &Inventory,
+    watch: &InventoryWatch,
     args: &CheckArgs,
     stop: CancellationToken,
 ) -> Result<ExitCode, VerbError> {
-    let found = connect::connect(&loaded.config, inventory, &args.host, &stop).await?;
+    let found = connect::connect(&loaded.config, watch, &args.host, &stop).await?;
     let text = match args.format {
         CheckFormat::Text => found.to_text(&loaded.config.ssh),
         CheckFormat::Json => {
@@ -100,7 +114,7 @@ async fn connected(
     Ok(if found.failed() == 0 && !stop.is_cancelled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn checked<'a>(loaded: &'a Loaded, notes: &'a [&'a str], inventory: &'a Inventory) -> Checked<'a> {
+fn checked<'a>(loaded: &'a Loaded, notes: &[String], inventory: &'a Inventory) -> Checked<'a> {
     let settings = loaded.origins.iter().map(|origin| Setting {
         key: &origin.key,
         value: &origin.value,
@@ -118,7 +132,7 @@ fn checked<'a>(loaded: &'a Loaded, notes: &'a [&'a str], inventory: &'a Inventor
     let vcenters = inventory.vcenters.iter();
     let vcenters = vcenters.map(|vc| target(&vc.address, &vc.site, &vc.endpoint, accounts.of_vcenter(vc)));
     let (hosts, vcenters): (Vec<_>, Vec<_>) = (hosts.collect(), vcenters.collect());
-    let mut notes: Vec<String> = notes.iter().map(|note| (*note).to_owned()).collect();
+    let mut notes = notes.to_vec();
     for (what, targets, asked) in [
         ("hosts", &hosts, config.critical_service.is_some()),
         ("vCenters", &vcenters, config.overall_state.is_some()),

@@ -11,7 +11,7 @@ use crate::cli::DemoArgs;
 use crate::config::{Config, ConfigError, Loaded, Overrides, Sources};
 use crate::simulator::faults::FaultShare;
 use crate::simulator::host::FleetSpec;
-use crate::simulator::lab::{self, LabFile};
+use crate::simulator::lab::{self, HostSource, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use crate::simulator::sink::{Sink, SinkOptions};
@@ -92,10 +92,11 @@ async fn estate(args: &DemoArgs, folder: &TempDir, sink: &Sink) -> Result<(Scena
         user: "monitor@vsphere.local".to_owned(),
         password: Secret::new("simulated"),
         latency: Duration::from_millis(20),
+        by_name: false,
     };
     let (scenario, access) =
         scenario_vcenters::start(scenario, spec).await.map_err(|error| simulator("the vCenters", &error))?;
-    let files = lab::files(&scenario, &access, folder.path(), &sink.endpoint());
+    let files = lab::files(&scenario, &access, folder.path(), &sink.endpoint(), HostSource::Atlas);
     let variables = lab::variables(&scenario, &access, folder.path());
     let env = variables.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
     let loaded = load(&files, env, folder.path()).map_err(|error| simulator("its configuration", &error))?;

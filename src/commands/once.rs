@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Visits every host and polls every vCenter, prints what was found to standard output, and logs out.
 ///
-/// The exit code is 0 when every visit and poll succeeded (a stopped service is a finding, no failure),
-/// else 1.
+/// The exit code is 0 when every visit and poll succeeded (a stopped service is a finding, no failure) and
+/// every source of the inventory could be used, else 1.
 ///
 /// # Errors
 /// When the inventory can't be read or the output can't be written.
@@ -24,23 +24,23 @@ pub async fn once(
     args: &OnceArgs,
     stop: CancellationToken,
 ) -> Result<ExitCode, VerbError> {
-    let rounds = Rounds::build(&config).await?;
-    let inventory = rounds.inventory();
-    let total = rounds.targets();
-    if let Some(line) = rounds.shortage_of_files() {
-        output::complain(line);
-    }
+    let mut rounds = Rounds::build(&config).await?;
     for round in 1..=args.rounds {
         let message =
             if args.rounds == 1 { "asking".to_owned() } else { format!("round {round}/{}", args.rounds) };
-        let progress = super::progress_bar(total, message);
+        let progress = super::progress_bar(rounds.targets(), message);
         let (started, cpu) = (Instant::now(), cpu_time());
-        let asked = rounds.poller.round(&inventory, &rounds.pace, |_| progress.inc(1));
+        let asked = rounds.round(|_| {
+            // The hosts that vCenters list are known only by and by.
+            progress.set_length(rounds.targets() as u64);
+            progress.inc(1);
+        });
         let ended = tokio::select! {
             () = asked => true,
             () = stop.cancelled() => false,
         };
         progress.finish_and_clear();
+        let total = rounds.targets();
         if args.timings {
             let (took, cpu) = (started.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
             let each = cpu * 1000.0 / total.max(1) as f64;
@@ -52,8 +52,11 @@ pub async fn once(
             break;
         }
     }
-    rounds.poller.close().await;
-    rounds.guard.flush().await;
+    rounds.close().await;
+    let (notes, in_trouble) = rounds.inventory_notes();
+    for line in notes.into_iter().chain(rounds.shortage_of_files()) {
+        output::complain(line);
+    }
     let (hosts, vcenters) = rounds.asked();
     let report = Report::of(&rounds.inventory(), &rounds.readings, hosts, vcenters);
     let page = match args.format {
@@ -62,7 +65,11 @@ pub async fn once(
         OnceFormat::Prometheus => prometheus(&rounds),
     };
     let _ = output::print(page)?;
-    Ok(if report.failed() == 0 && !stop.is_cancelled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.failed() + in_trouble == 0 && !stop.is_cancelled() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn prometheus(rounds: &Rounds) -> String {

@@ -5,7 +5,7 @@ use super::{VerbError, output};
 use crate::accounts::Secret;
 use crate::simulator::faults::FaultShare;
 use crate::simulator::host::{FleetError, FleetSpec, HostKeys};
-use crate::simulator::lab::{self, LabFile};
+use crate::simulator::lab::{self, HostSource, LabFile};
 use crate::simulator::scenario::{Scenario, ScenarioSpec};
 use crate::simulator::scenario_vcenters::{self, VcentersSpec};
 use crate::simulator::sink::{Signal, Sink, SinkOptions};
@@ -54,6 +54,9 @@ pub struct SimulateArgs {
     /// Be the Collector, too: take what the agent pushes, and say at the end how much that was.
     #[arg(long, conflicts_with = "otlp_endpoint")]
     pub collector: bool,
+    /// Write a configuration that takes the hosts from the vCenters, without an inventory file.
+    #[arg(long)]
+    pub discover: bool,
     /// Folder for the inventory, the configuration and the environment.
     #[arg(long, value_name = "DIR", default_value = "lab")]
     pub out: PathBuf,
@@ -62,6 +65,9 @@ pub struct SimulateArgs {
 /// Why the simulation could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulateError {
+    /// `--discover --vcenters 0`.
+    #[error("--discover: without a vCenter there is nobody to list the hosts")]
+    NobodyLists,
     /// The hosts.
     #[error("simulate hosts: {0}")]
     Fleet(#[from] FleetError),
@@ -91,6 +97,9 @@ pub enum SimulateError {
 pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<ExitCode, VerbError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(SimulateError::Signal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(SimulateError::Signal)?;
+    if args.discover && args.vcenters == 0 {
+        return Err(SimulateError::NobodyLists.into());
+    }
     let folder = make_folder(&args.out)?;
     let fleet = FleetSpec {
         hosts: args.hosts,
@@ -106,6 +115,7 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
         user: "monitor@vsphere.local".to_owned(),
         password: Secret::new(password(args.seed, "vCenter")),
         latency: args.latency,
+        by_name: args.discover,
     };
     let (scenario, access) =
         scenario_vcenters::start(Scenario::start(spec).map_err(SimulateError::from)?, vcenters)
@@ -115,7 +125,8 @@ pub async fn simulate(args: SimulateArgs, cancel: CancellationToken) -> Result<E
     let collector =
         args.collector.then(|| Sink::start(options)).transpose().map_err(SimulateError::Collector)?;
     let endpoint = collector.as_ref().map_or_else(|| args.otlp_endpoint.clone(), Sink::endpoint);
-    for file in lab::files(&scenario, &access, &folder, &endpoint) {
+    let hosts = if args.discover { HostSource::Discovery } else { HostSource::Atlas };
+    for file in lab::files(&scenario, &access, &folder, &endpoint, hosts) {
         write(&folder, &file)?;
     }
     // A reader that has gone does not end the simulation.
@@ -206,10 +217,11 @@ fn tell(
         let (user, _) = scenario.account();
         let _ = writeln!(text, "  by hand    ssh -p {} {user}@{}", fleet.port(), fleet.ip(0));
     }
+    let atlas = if args.discover { "" } else { ", atlas.json" };
     for (vcenter, address) in scenario.vcenters.iter().zip(addresses) {
         let _ = writeln!(text, "  vCenter    {address} is {}, site {}", vcenter.full_name, vcenter.site);
     }
-    let _ = writeln!(text, "  files      {folder}/config.yaml, atlas.json; account in {folder}/env");
+    let _ = writeln!(text, "  files      {folder}/config.yaml{atlas}; account in {folder}/env");
     let _ = writeln!(text, "\nIn another shell:");
     let _ = writeln!(text, "  set -a; . '{folder}/env'; set +a");
     let _ = writeln!(text, "  esxi-otel-agent once        # one round, as a table");

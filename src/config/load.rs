@@ -1,14 +1,10 @@
 //! File, environment and flags become one [`Config`].
 
-use super::file::{File, Value};
+use super::file::File;
 use super::report::{ConfigError, Origin, Problem, SettingOrigin};
-use super::section::{At, By, Context, Element, Section};
-use super::values::{boolean, duration, integer, listen, one_of, parsed, text, texts};
-use super::{
-    Config, HostKeyPolicy, InventoryConfig, LockoutConfig, PrometheusConfig, SshConfig, StaticTarget,
-    VcenterConfig,
-};
-use crate::inventory::{AddressTemplate, Allow, AllowRule, Endpoint, Shard};
+use super::section::{At, By, Context, Section};
+use super::values::{boolean, duration, integer, listen, one_of};
+use super::{Config, HostKeyPolicy, LockoutConfig, PrometheusConfig, SshConfig, VcenterConfig};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -118,7 +114,7 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
 /// The whole schema, from top to bottom. Problems are left in the context.
 fn resolve(context: &Context<'_>, host_name: &str) -> Config {
     let mut root = context.root();
-    let inventory = inventory(&mut root, host_name);
+    let (mut inventory, places) = super::inventory::resolve(&mut root, host_name);
     let instance = match inventory.shard {
         shard if shard.is_whole() => host_name.to_owned(),
         shard => format!("{host_name}-{shard}"),
@@ -128,6 +124,9 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
     let visits_every = critical_service.as_ref().map(|on| on.value.interval);
     let rules = super::credentials::resolve(&mut root);
     let collectors = (overall_state.as_ref(), critical_service.as_ref());
+    let vcenter = vcenter(&mut root);
+    super::inventory::check(context, &inventory, &places, &vcenter, critical_service.is_some());
+    inventory.memory = Some(state_dir.join("inventory"));
     let accounts = super::accounts::resolve(context, rules, collectors);
     Config {
         inventory,
@@ -137,86 +136,10 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
         critical_service: critical_service.map(|on| on.value),
         state_dir,
         lockout: lockout(&mut root),
-        vcenter: vcenter(&mut root),
+        vcenter,
         otlp: super::otlp::resolve(&mut root, &instance),
         prometheus: prometheus(&mut root),
     }
-}
-
-fn inventory(root: &mut Section<'_>, host_name: &str) -> InventoryConfig {
-    let context = root.context;
-    let before = context.problem_count();
-    let mut section = root.section("inventory");
-    let path = |value: &_| context.path(value);
-    let atlas = section.setting("atlas", path).env("ATLAS_FILE", path).optional();
-    let vcenters = static_targets(&mut section, "vcenters", false);
-    let hosts = static_targets(&mut section, "hosts", true);
-    let host_address = section.setting("host_address", parsed).or(AddressTemplate::default()).value;
-    let mut only = BTreeMap::new();
-    for (label, values) in section.map("only") {
-        only.extend(values.parse(texts).map(|values| (label.to_owned(), values)));
-    }
-    let allow = allow(&mut section);
-    let shard = section.setting("shard", |value| Shard::parse(&text(value)?, host_name));
-    let shard = shard.or(Shard::default()).value;
-    if atlas.is_none() && vcenters.is_empty() && hosts.is_empty() && context.problem_count() == before {
-        context.problem(
-            By::Nobody,
-            "",
-            "there is nobody to visit: name an inventory file (--atlas, ATLAS_FILE or inventory.atlas), \
-             or vCenters and hosts under inventory.vcenters and inventory.hosts",
-        );
-    }
-    let atlas = atlas.map(|atlas| atlas.value);
-    InventoryConfig { atlas, host_address, only, allow, vcenters, hosts, shard }
-}
-
-/// Absent: everybody.
-fn allow(inventory: &mut Section<'_>) -> Allow {
-    let (by, before) = (inventory.place_of("allow"), inventory.context.problem_count());
-    let elements = inventory.list("allow").unwrap_or_default();
-    if by == By::Nobody || inventory.context.problem_count() > before {
-        return Allow::EVERYBODY;
-    }
-    if elements.is_empty() {
-        let message = "is empty, so nobody may be visited: name networks and names, or leave it out";
-        inventory.context.problem(by.clone(), "inventory.allow", message);
-    }
-    let rules: Vec<AllowRule> = elements.iter().filter_map(|element| element.parse(parsed)).collect();
-    let shown: Vec<String> = rules.iter().map(AllowRule::to_string).collect();
-    inventory.context.record("inventory.allow", shown.join(", "), by);
-    Allow::only(rules)
-}
-
-fn static_targets(inventory: &mut Section<'_>, key: &'static str, labelled: bool) -> Vec<StaticTarget> {
-    let mut targets: BTreeMap<String, StaticTarget> = BTreeMap::new();
-    for element in inventory.list(key).unwrap_or_default() {
-        let mut section = element.section();
-        let address = section.setting("address", |value| {
-            let address = text(value)?;
-            address.parse::<Endpoint>().map_err(|e| e.to_string())?;
-            Ok(address)
-        });
-        let address = address.unrecorded().map(|address| address.value);
-        let site = section.setting("site", text).unrecorded().map(|site| site.value).unwrap_or_default();
-        let labels = if labelled { labels(section.map("labels")) } else { BTreeMap::new() };
-        let Some(address) = address else {
-            if !section.names("address") && matches!(element.value, Value::Map(_)) {
-                element.problem("has no address");
-            }
-            continue;
-        };
-        let target = StaticTarget { address: address.clone(), site, labels };
-        if targets.insert(address.to_ascii_lowercase(), target).is_some() {
-            element.problem(format!("{address} is named twice"));
-        }
-    }
-    targets.into_values().collect()
-}
-
-fn labels(elements: Vec<(&str, Element<'_>)>) -> BTreeMap<String, String> {
-    let label = |(name, value): (&str, Element<'_>)| Some((name.to_owned(), value.parse(text)?));
-    elements.into_iter().filter_map(label).collect()
 }
 
 /// What somebody said, else `$STATE_DIRECTORY` as systemd sets it, else the usual folder where it can be written, else the

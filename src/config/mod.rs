@@ -9,6 +9,7 @@ mod accounts;
 mod collectors;
 mod credentials;
 mod file;
+mod inventory;
 mod load;
 mod otlp;
 mod report;

@@ -224,6 +224,11 @@ impl<'a> Section<'a> {
         entries.iter().enumerate().map(element).collect()
     }
 
+    /// Whether the file has a section below this key, where a word would do, too.
+    pub(super) fn is_section(&self, key: &str) -> bool {
+        matches!(self.find(key), Some((_, Value::Map(_))))
+    }
+
     /// Where the file has the key.
     pub(super) fn place_of(&self, key: &str) -> By {
         self.find(key).map_or(By::Nobody, |(at, _)| By::Node(self.child(at)))

@@ -2,7 +2,7 @@
 
 use super::file::Value;
 use super::{Compression, HostKeyPolicy, NotInstalled};
-use crate::inventory::{AddressTemplate, Shard};
+use crate::inventory::{AddressTemplate, SdUrl, Shard};
 use jiff::SignedDuration;
 use jiff::fmt::friendly::{Spacing, SpanPrinter};
 use percent_encoding::percent_decode_str;
@@ -237,7 +237,7 @@ macro_rules! show_by_display {
     };
 }
 
-show_by_display!(bool, u16, u32, u64, usize, f64, String, SocketAddr, AddressTemplate, Shard);
+show_by_display!(bool, u16, u32, u64, usize, f64, String, SocketAddr, AddressTemplate, SdUrl, Shard);
 
 impl Show for PathBuf {
     fn show(&self) -> String {

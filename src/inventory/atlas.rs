@@ -1,4 +1,4 @@
-//! The inventory file ("atlas"): Prometheus `file_sd` JSON that holds every job of a site. Which rows
+//! The inventory ("atlas"): Prometheus `file_sd` or `http_sd` JSON that holds every job of a site. Which rows
 //! are ours, and what they mean.
 //!
 //! - `job` = `vcenter`: the address is `server_name`; the site is the region and letter in a name of the
@@ -24,12 +24,26 @@ pub(super) struct Atlas {
     pub(super) skipped: Skipped,
 }
 
+impl Atlas {
+    /// Itself if there is anybody in it: a list without a target of ours is suspicious, and no news.
+    pub(super) fn with_targets(self) -> Result<Self, String> {
+        if !self.hosts.is_empty() || !self.vcenters.is_empty() {
+            return Ok(self);
+        }
+        let skipped = if self.skipped.is_empty() { "" } else { "; skipped: " };
+        Err(format!(
+            "holds no target (no row with the job vmware-esxi or vcenter that is wanted){skipped}{}",
+            self.skipped
+        ))
+    }
+}
+
 /// Rows that should have been ours but can't be used: by reason, how many, and one of them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Skipped(BTreeMap<String, (usize, String)>);
 
 impl Skipped {
-    fn add(&mut self, reason: String, example: impl FnOnce() -> String) {
+    pub(super) fn add(&mut self, reason: String, example: impl FnOnce() -> String) {
         self.0.entry(reason).or_insert_with(|| (0, example())).0 += 1;
     }
 

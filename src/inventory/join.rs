@@ -10,7 +10,18 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Index {
     by_name: HashMap<String, Match>,
+    by_alias_and_site: HashMap<(String, Arc<str>), Match>,
     by_label_and_site: HashMap<(String, Arc<str>), Match>,
+}
+
+/// What a vCenter that lists its hosts calls one of them.
+#[derive(Debug, Clone)]
+pub(super) struct Alias {
+    pub(super) name: Arc<str>,
+    /// Site of the vCenter.
+    pub(super) site: Arc<str>,
+    /// Address of the host in the inventory.
+    pub(super) address: Arc<str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,26 +31,36 @@ enum Match {
 }
 
 impl Index {
-    pub(super) fn new(hosts: &[Arc<Host>]) -> Self {
+    pub(super) fn new<'a>(hosts: impl Iterator<Item = &'a Host>, aliases: &[Alias]) -> Self {
         let mut index = Self::default();
-        for (at, host) in hosts.iter().enumerate() {
+        let mut places = HashMap::new();
+        for (at, host) in hosts.enumerate() {
+            if !aliases.is_empty() {
+                places.insert(Arc::clone(&host.address), at);
+            }
             let name = canonical(&host.endpoint.host);
             if let Some(label) = first_label(&name) {
                 add(&mut index.by_label_and_site, (label.to_owned(), Arc::clone(&host.site)), at);
             }
             add(&mut index.by_name, name, at);
         }
+        for Alias { name, site, address } in aliases {
+            if let Some(at) = places.get(address) {
+                add(&mut index.by_alias_and_site, (canonical(name), Arc::clone(site)), *at);
+            }
+        }
         index
     }
 
     pub(super) fn find(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<usize> {
         let name = canonical(name);
+        let by_alias = || self.by_alias_and_site.get(&(name.clone(), Arc::from(site)));
         let by_label = || {
             let key = (first_label(&name)?.to_owned(), Arc::from(site));
             self.by_label_and_site.get(&key)
         };
         let by_address = || self.by_name.get(&canonical(management_address?));
-        match self.by_name.get(&name).or_else(by_label).or_else(by_address)? {
+        match self.by_name.get(&name).or_else(by_alias).or_else(by_label).or_else(by_address)? {
             Match::One(at) => Some(*at),
             Match::Ambiguous => None,
         }
@@ -47,7 +68,12 @@ impl Index {
 }
 
 fn add<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Match>, key: K, at: usize) {
-    map.entry(key).and_modify(|known| *known = Match::Ambiguous).or_insert(Match::One(at));
+    let other = |known: &mut Match| {
+        if *known != Match::One(at) {
+            *known = Match::Ambiguous;
+        }
+    };
+    map.entry(key).and_modify(other).or_insert(Match::One(at));
 }
 
 /// One notation for names that differ in case only, and for IPv6 addresses.

@@ -1,18 +1,35 @@
-//! Inventory: who is there. Sources are added up, duplicates by address merged, and the result is one
-//! `watch` channel of an immutable [`Inventory`].
+//! Inventory: who is there. Sources are added up (`merge`), duplicates by address joined, and the result is
+//! one `watch` channel of an immutable [`Inventory`].
+//!
+//! `file` and `http_sd` are looked at by tasks of this room (`watched`). What vCenters list is told by whoever
+//! polls them ([`Discovery`]): this room speaks no SOAP. `sources` holds what each of them said last, and
+//! `memory` keeps it over restarts.
 
 mod allow;
 mod atlas;
+mod discovered;
+mod discovery;
 mod endpoint;
+mod file;
+mod http_sd;
 mod join;
+mod memory;
+mod merge;
+mod metrics;
+mod origin;
 mod shard;
-mod source;
+mod sources;
+mod watched;
 
 pub use allow::{Allow, AllowError, AllowRule};
 pub use atlas::AddressTemplate;
+pub use discovered::{Connection, Discover, DiscoverConfig, DiscoveredAddress, FoundHost};
+pub use discovery::Discovery;
 pub use endpoint::{Endpoint, EndpointError};
+pub use http_sd::{HttpSdConfig, SdAuth, SdUrl};
+pub use metrics::METRICS;
 pub use shard::Shard;
-pub use source::{InventoryError, InventoryWatch, METRICS};
+pub use watched::{InventoryError, InventoryWatch};
 
 use crate::target::TargetId;
 use std::collections::{BTreeMap, HashSet};
@@ -24,6 +41,12 @@ use std::sync::Arc;
 pub struct InventoryConfig {
     /// Prometheus file_sd JSON, watched.
     pub atlas: Option<PathBuf>,
+    /// The same over HTTP.
+    pub http_sd: Option<HttpSdConfig>,
+    /// Which vCenters list their hosts themselves.
+    pub discover: DiscoverConfig,
+    /// Folder for what http_sd and vCenters listed last, over restarts; `None`: it is not kept.
+    pub memory: Option<PathBuf>,
     /// Address of the atlas's hosts, made from `{name}`, `{region}`, `{target}` or any label.
     pub host_address: AddressTemplate,
     /// Labels and their allowed values. A host of the atlas that has the label with another value, or lacks
@@ -64,7 +87,8 @@ pub struct Inventory {
     /// The hosts of all shards.
     all_hosts: Vec<Arc<Host>>,
     join: join::Index,
-    all_vcenters: usize,
+    /// The vCenters of all shards.
+    all_vcenters: Vec<Arc<Vcenter>>,
 }
 
 /// An ESXi host.
@@ -116,25 +140,35 @@ impl Inventory {
 
     /// The same, of the whole fleet's targets, for the agent that has this part of it.
     pub fn of_shard(hosts: Vec<Host>, vcenters: Vec<Vcenter>, shard: Shard) -> Self {
+        Self::merged(hosts, vcenters, shard, &[])
+    }
+
+    /// The same, with the names that vCenters have for the hosts that they list.
+    fn merged(hosts: Vec<Host>, vcenters: Vec<Vcenter>, shard: Shard, aliases: &[join::Alias]) -> Self {
         let all_hosts = sorted(hosts, |host| &host.address);
-        let mut vcenters = sorted(vcenters, |vcenter| &vcenter.address);
-        let all_vcenters = vcenters.len();
-        vcenters.retain(|vcenter| shard.owns(&vcenter.address));
+        let all_vcenters = sorted(vcenters, |vcenter| &vcenter.address);
+        let vcenters = all_vcenters.iter().filter(|vc| shard.owns(&vc.address)).map(Arc::clone).collect();
         let hosts = all_hosts.iter().filter(|host| shard.owns(&host.address)).map(Arc::clone).collect();
-        let join = join::Index::new(&all_hosts);
+        let join = join::Index::new(all_hosts.iter().map(Arc::as_ref), aliases);
         Self { hosts, vcenters, all_hosts, join, all_vcenters }
     }
 
     /// How many hosts and vCenters all shards together have.
     pub fn of_all_shards(&self) -> (usize, usize) {
-        (self.all_hosts.len(), self.all_vcenters)
+        (self.all_hosts.len(), self.all_vcenters.len())
+    }
+
+    /// The vCenters of all shards: some of this agent's hosts are known to them alone.
+    pub fn vcenters_of_all_shards(&self) -> &[Arc<Vcenter>] {
+        &self.all_vcenters
     }
 
     /// Which host of the inventory a vCenter means, so that its series can carry the `address` that the
     /// SSH series have. In this order, and the first rule that finds somebody decides:
     /// 1. the vCenter's `name` for the host equals the address (its port left out);
-    /// 2. their first labels are equal, and so is the `site`;
-    /// 3. the `management_address` equals the address.
+    /// 2. a vCenter of that `site` lists the host by that name;
+    /// 3. their first labels are equal, and so is the `site`;
+    /// 4. the `management_address` equals the address.
     ///
     /// `None`: nobody, or more than one.
     pub fn match_host(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<&Arc<Host>> {

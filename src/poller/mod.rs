@@ -5,6 +5,7 @@
 //! its end is counted.
 
 mod callers;
+mod host_lists;
 mod hosts;
 mod hung;
 mod lane;
@@ -15,6 +16,7 @@ pub mod series;
 mod vcenters;
 pub mod visit;
 
+pub use host_lists::{HostList, HostLists};
 pub use hosts::HostVisits;
 pub use lane::Lane;
 pub use schedule::Pace;
@@ -49,6 +51,8 @@ pub struct Poller {
     pub hosts: Option<Arc<HostVisits>>,
     /// Polls by SOAP; `None`: no collector asks vCenters.
     pub vcenters: Option<Arc<VcenterPolls>>,
+    /// Which hosts vCenters list; `None`: no collector asks hosts.
+    pub lists: Option<Arc<HostLists>>,
 }
 
 /// The end of one visit or poll, for whoever counts along.
@@ -81,7 +85,11 @@ impl Poller {
             let Some(vcenters) = &self.vcenters else { return };
             Arc::clone(vcenters).run(inventory.clone(), Arc::clone(&now.vcenters), cancel.clone()).await;
         };
-        tokio::join!(hosts, vcenters);
+        let lists = async {
+            let Some(lists) = &self.lists else { return };
+            Arc::clone(lists).run(inventory.clone(), Arc::clone(&now.lists), cancel.clone()).await;
+        };
+        tokio::join!(hosts, vcenters, lists);
         debug!("everybody is logged out");
     }
 
@@ -100,19 +108,33 @@ impl Poller {
         schedule::Schedule::new(hosts, inventory, pace, now, callers, stats).run(cancel).await;
     }
 
-    /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions.
-    pub async fn round(&self, inventory: &Inventory, pace: &Pace, concluded: impl Fn(Concluded) + Sync) {
-        let hosts = async {
+    /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions. Where vCenters
+    /// list hosts they come first, and then those hosts as well.
+    pub async fn round(
+        &self,
+        inventory: &watch::Receiver<Arc<Inventory>>,
+        pace: &Pace,
+        concluded: impl Fn(Concluded) + Sync,
+    ) {
+        let now = || Arc::clone(&inventory.borrow());
+        let (concluded, first) = (&concluded, now());
+        let visits = async |inventory: &Inventory| {
             if let Some(hosts) = &self.hosts {
-                hosts.round(inventory, pace, &concluded).await;
+                hosts.round(inventory, pace, concluded).await;
             }
         };
-        let vcenters = async {
+        let polls = async {
             if let Some(vcenters) = &self.vcenters {
-                vcenters.round(inventory, &concluded).await;
+                vcenters.round(&first, concluded).await;
             }
         };
-        tokio::join!(hosts, vcenters);
+        match self.lists.as_ref().filter(|lists| lists.are_wanted()) {
+            None => drop(tokio::join!(visits(&first), polls)),
+            Some(lists) => {
+                tokio::join!(lists.round(&first), polls);
+                visits(&now()).await;
+            }
+        }
     }
 
     /// Ends every kept session and logs out of every vCenter. Bounded.
@@ -127,7 +149,12 @@ impl Poller {
                 vcenters.logout_all().await;
             }
         };
-        tokio::join!(hosts, vcenters);
+        let lists = async {
+            if let Some(lists) = &self.lists {
+                lists.logout_all().await;
+            }
+        };
+        tokio::join!(hosts, vcenters, lists);
     }
 }
 
@@ -136,11 +163,13 @@ impl Poller {
 pub struct Now {
     hosts: Arc<Notify>,
     vcenters: Arc<Notify>,
+    lists: Arc<Notify>,
 }
 
 impl Now {
     /// Visits and polls everybody now.
     pub fn everybody(&self) {
+        self.lists.notify_one();
         self.hosts.notify_one();
         self.vcenters.notify_one();
     }

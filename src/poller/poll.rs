@@ -1,5 +1,6 @@
 //! One vCenter, asked once.
 
+use super::host_lists::HostList;
 use crate::collectors::VcenterCollector;
 use crate::config::VcenterConfig;
 use crate::inventory::{Inventory, Vcenter};
@@ -48,6 +49,8 @@ pub struct VcenterPoller {
     said_unreadable: bool,
     /// The parts of the last report, so that the series of a host that is gone can be ended.
     reported: HashMap<&'static str, HashSet<Arc<str>>>,
+    /// The vCenter's list of hosts, for the inventory.
+    list: Option<HostList>,
 }
 
 impl VcenterPoller {
@@ -71,7 +74,15 @@ impl VcenterPoller {
             hosts: 0,
             said_unreadable: false,
             reported: HashMap::new(),
+            list: None,
         }
+    }
+
+    /// Tells the inventory which hosts the vCenter lists.
+    #[must_use]
+    pub fn listing(mut self, list: HostList) -> Self {
+        self.list = Some(list);
+        self
     }
 
     /// Which vCenter.
@@ -102,6 +113,9 @@ impl VcenterPoller {
             Ok(reports) => (reports, Ok(())),
             Err(failure) => {
                 crate::span::fail(&span, &failure);
+                if let Some(list) = &self.list {
+                    list.failed(&self.vcenter, &failure).await;
+                }
                 (Vec::new(), Err(failure))
             }
         };
@@ -125,6 +139,12 @@ impl VcenterPoller {
         }
         self.hosts = hosts;
         self.look_at_missing(&objects);
+        // The hosts' addresses are a join key of what is reported next.
+        let listed = match &mut self.list {
+            Some(list) => list.found(&self.vcenter, &objects).await,
+            None => None,
+        };
+        let inventory = listed.as_deref().unwrap_or(inventory);
         let collectors = self.collectors.clone();
         Ok(collectors.iter().map(|collector| self.report(&**collector, &objects, inventory)).collect())
     }
@@ -142,8 +162,10 @@ impl VcenterPoller {
                 Arc::clone(&self.stats),
             )?),
         };
+        let listing = self.list.as_mut().map(|list| list.properties(&self.vcenter)).unwrap_or_default();
         let wanted: BTreeSet<&str> = ALWAYS
             .into_iter()
+            .chain(listing)
             .chain(self.collectors.iter().flat_map(|collector| collector.host_properties().iter().copied()))
             .collect();
         loop {

@@ -18,6 +18,15 @@ pub struct LabFile {
     pub secret: bool,
 }
 
+/// How an agent learns of the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostSource {
+    /// By an inventory file.
+    Atlas,
+    /// The vCenters list them, with the addresses of their management interfaces.
+    Discovery,
+}
+
 /// How the vCenters of a scenario are reached.
 #[derive(Debug, Clone)]
 pub struct VcenterAccess {
@@ -40,14 +49,23 @@ impl Default for VcenterAccess {
 }
 
 /// The files for an agent that runs in `folder`, an absolute path, and pushes to `otlp`.
-pub fn files(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path, otlp: &str) -> Vec<LabFile> {
-    let config = config(scenario, vcenters, folder, otlp);
+/// `hosts` says how the agent learns of the hosts.
+pub fn files(
+    scenario: &Scenario,
+    vcenters: &VcenterAccess,
+    folder: &Path,
+    otlp: &str,
+    hosts: HostSource,
+) -> Vec<LabFile> {
+    let config = config(scenario, vcenters, folder, otlp, hosts);
     let public = |name, text| LabFile { name, text, secret: false };
     let mut files = vec![
-        public("atlas.json", format!("{:#}\n", atlas(scenario))),
         public("config.yaml", format!("# A simulated estate. Made anew at each start.\n{}", yaml(&config))),
         LabFile { name: "env", text: environment(scenario, vcenters, folder), secret: true },
     ];
+    if hosts == HostSource::Atlas {
+        files.push(public("atlas.json", format!("{:#}\n", atlas(scenario))));
+    }
     if !vcenters.addresses.is_empty() {
         files.push(public("ca.pem", vcenters.ca.clone()));
     }
@@ -78,13 +96,25 @@ fn yaml(value: &Value) -> String {
 }
 
 /// The configuration.
-fn config(scenario: &Scenario, vcenters: &VcenterAccess, folder: &Path, otlp: &str) -> Value {
+fn config(
+    scenario: &Scenario,
+    vcenters: &VcenterAccess,
+    folder: &Path,
+    otlp: &str,
+    hosts: HostSource,
+) -> Value {
     let at = |name: &str| folder.join(name).display().to_string();
     let pairs = vcenters.addresses.iter().zip(scenario.vcenters.iter());
     let list: Vec<Value> =
         pairs.map(|(address, vcenter)| json!({"address": address, "site": vcenter.site})).collect();
+    let inventory = match hosts {
+        HostSource::Atlas => {
+            json!({"atlas": at("atlas.json"), "host_address": "{target}", "vcenters": list})
+        }
+        HostSource::Discovery => json!({"vcenters": list, "discover_hosts": {"address": "management"}}),
+    };
     let mut config = json!({
-        "inventory": {"atlas": at("atlas.json"), "host_address": "{target}", "vcenters": list},
+        "inventory": inventory,
         "collectors": {
             "overall_state_collector": {"enabled": !list.is_empty()},
             "critical_service_collector": {
@@ -142,7 +172,7 @@ mod tests {
         let fleet = FleetSpec { hosts: 3, ..FleetSpec::default() };
         let spec = ScenarioSpec { vcenters: vcenters.addresses.len(), faults: vec![], fleet };
         let scenario = Scenario::start(spec).unwrap();
-        files(&scenario, vcenters, Path::new("/some/lab"), "http://localhost:4317")
+        files(&scenario, vcenters, Path::new("/some/lab"), "http://localhost:4317", HostSource::Atlas)
     }
 
     fn text<'a>(files: &'a [LabFile], name: &str) -> &'a str {

@@ -50,6 +50,13 @@ pub struct SimulatedHost {
     pub cluster: String,
 }
 
+impl SimulatedHost {
+    /// Its name with a domain. No name server knows it.
+    pub fn full_name(&self) -> String {
+        format!("{}.cc.{REGION}.{DOMAIN}", self.name)
+    }
+}
+
 /// A vCenter of the estate. Its index is its place in [`Scenario::vcenters`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimulatedVcenter {

@@ -21,6 +21,8 @@ pub struct VcentersSpec {
     pub password: Secret,
     /// Added to each answer.
     pub latency: Duration,
+    /// Call hosts by names, which nobody can look up, instead of by their addresses.
+    pub by_name: bool,
 }
 
 /// Starts the vCenters of `scenario`, each with its hosts, and puts them into its hands. They share one
@@ -33,18 +35,22 @@ pub async fn start(scenario: Scenario, spec: VcentersSpec) -> io::Result<(Scenar
     let mut running = Vec::new();
     for (index, vcenter) in scenario.vcenters.iter().enumerate() {
         let own = scenario.hosts.iter().filter(|host| host.vcenter == Some(index));
-        let hosts = own.map(|host| HostSpec {
-            name: host.address.to_string(),
+        let hosts = own.clone().map(|host| HostSpec {
+            name: called(host, spec.by_name),
             datacenter: vcenter.site.clone(),
             cluster: Some(host.cluster.clone()),
         });
-        let mut own = VcenterSpec::new(vcenter.full_name.clone());
-        own.user.clone_from(&spec.user);
-        own.password = spec.password.expose().to_owned();
-        own.latency = spec.latency;
-        own.hosts = hosts.collect();
-        own.authority = Some(authority.clone());
-        running.push(VcenterSim::start(own).await?);
+        let mut spec_of = VcenterSpec::new(vcenter.full_name.clone());
+        spec_of.user.clone_from(&spec.user);
+        spec_of.password = spec.password.expose().to_owned();
+        spec_of.latency = spec.latency;
+        spec_of.hosts = hosts.collect();
+        spec_of.authority = Some(authority.clone());
+        let started = VcenterSim::start(spec_of).await?;
+        for host in own {
+            started.set_management_address(&called(host, spec.by_name), host.address.into());
+        }
+        running.push(started);
     }
     let access = VcenterAccess {
         addresses: running.iter().map(|vcenter| vcenter.address().to_string()).collect(),
@@ -52,11 +58,19 @@ pub async fn start(scenario: Scenario, spec: VcentersSpec) -> io::Result<(Scenar
         user: spec.user,
         password: spec.password,
     };
-    Ok((scenario.with_vcenters(Arc::new(Running(running))), access))
+    Ok((scenario.with_vcenters(Arc::new(Running { vcenters: running, by_name: spec.by_name })), access))
+}
+
+/// What a vCenter calls a host.
+fn called(host: &SimulatedHost, by_name: bool) -> String {
+    if by_name { host.full_name() } else { host.address.to_string() }
 }
 
 #[derive(Debug)]
-struct Running(Vec<VcenterHandle>);
+struct Running {
+    vcenters: Vec<VcenterHandle>,
+    by_name: bool,
+}
 
 impl Vcenters for Running {
     fn set_overall_status(&self, vcenter: usize, host: &SimulatedHost, status: OverallStatus) {
@@ -66,13 +80,13 @@ impl Vcenters for Running {
             OverallStatus::Yellow => Status::Yellow,
             OverallStatus::Red => Status::Red,
         };
-        if let Some(vcenter) = self.0.get(vcenter) {
-            vcenter.set_status(&host.address.to_string(), &status);
+        if let Some(vcenter) = self.vcenters.get(vcenter) {
+            vcenter.set_status(&called(host, self.by_name), &status);
         }
     }
 
     fn restart(&self, vcenter: usize) {
-        if let Some(vcenter) = self.0.get(vcenter) {
+        if let Some(vcenter) = self.vcenters.get(vcenter) {
             vcenter.restart();
             for _ in 0..CALLS_WHILE_STARTING {
                 vcenter.fail_next(VcenterFault::Http503Text);
@@ -95,6 +109,7 @@ mod tests {
             user: "monitor".into(),
             password: Secret::new("simulated"),
             latency: Duration::ZERO,
+            by_name: false,
         };
         let (scenario, access) = start(scenario, spec).await.unwrap();
         assert_eq!(access.addresses.len(), 2);

@@ -12,7 +12,7 @@ use super::vcenter_state::State;
 use super::vcenter_tree::{Entity, Property};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -136,6 +136,11 @@ impl VcenterHandle {
     /// Sets `runtime.inMaintenanceMode` of a host.
     pub fn set_maintenance(&self, host: &str, on: bool) {
         self.set(host, "runtime.inMaintenanceMode", Property::Bool(on));
+    }
+
+    /// Sets the address of a host's management interface, of which it has none at first.
+    pub fn set_management_address(&self, host: &str, address: IpAddr) {
+        self.set(host, "config.virtualNicManagerInfo.netConfig", Property::NetConfig(address));
     }
 
     /// Unsets a property of a host.

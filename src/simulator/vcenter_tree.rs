@@ -7,6 +7,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The value of a property.
@@ -18,6 +19,8 @@ pub(super) enum Property {
     Time(String),
     One(MoRef),
     Many(Vec<MoRef>),
+    /// What the host's network interfaces are for; the address is that of `vmk0`, which is for management.
+    NetConfig(IpAddr),
 }
 
 /// A managed entity.
@@ -88,6 +91,7 @@ const HOST_PROPERTIES: &[&str] = &[
     "summary.config.product.version",
     "summary.config.product.build",
     "summary.hardware.model",
+    "config.virtualNicManagerInfo.netConfig",
 ];
 
 /// All entities by identity.
@@ -267,6 +271,25 @@ impl Dialect {
         format!("<{vim}{name}>{inner}</{vim}{name}>")
     }
 
+    /// Two uses, for both of which both interfaces could be picked.
+    fn net_config(&self, management: IpAddr) -> String {
+        let vmkernel = |name: &str, address: &str| {
+            let ip = self.element("dhcp", "false") + &self.element("ipAddress", address);
+            let inner = self.element("device", name)
+                + &self.element("key", &format!("key-vim.host.VirtualNic-{name}"))
+                + &self.around("spec", &self.around("ip", &ip));
+            self.around("candidateVnic", &inner)
+        };
+        let both = vmkernel("vmk1", "192.0.2.1") + &vmkernel("vmk0", &management.to_string());
+        let used = |nic_type: &str, name: &str| {
+            let inner = self.element("nicType", nic_type)
+                + &both
+                + &self.element("selectedVnic", &format!("key-vim.host.VirtualNic-{name}"));
+            self.around("VirtualNicManagerNetConfig", &inner)
+        };
+        used("vmotion", "vmk1") + &used("management", "vmk0")
+    }
+
     fn object(&self, entity: &Entity, sets: &[PropertySet]) -> String {
         let Self { xsi, xsd, vim, .. } = self;
         let mut out = self.reference("obj", &entity.reference);
@@ -292,6 +315,9 @@ impl Dialect {
                 Property::Text(kind, text) => (format!("{vim}{kind}"), escape(text.as_str()).into_owned()),
                 Property::Bool(flag) => (format!("{xsd}:boolean"), flag.to_string()),
                 Property::Time(time) => (format!("{xsd}:dateTime"), time.clone()),
+                Property::NetConfig(management) => {
+                    (format!("{vim}ArrayOfVirtualNicManagerNetConfig"), self.net_config(*management))
+                }
                 Property::One(one) => {
                     let _ = write!(
                         out,

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod model;
+mod net_config;
 pub mod property;
 mod resolver;
 pub mod soap;

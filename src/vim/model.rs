@@ -51,6 +51,8 @@ pub enum Value {
     Time(f64),
     /// A reference to another object.
     Reference(Reference),
+    /// The first address of the management interface, out of `VirtualNicManagerNetConfig`s.
+    ManagementAddress(std::net::IpAddr),
     /// Something else: an array, a number, a data object.
     Other,
 }

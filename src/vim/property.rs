@@ -4,6 +4,7 @@
 //! survives a restart of the server and brings the clusters and datacenters along.
 
 use super::model::{Interner, ManagedObject, Reference, Value};
+use super::net_config;
 use super::soap::{self, FaultKind, Method, NoResult, ServiceContent};
 use super::xml::{Cursor, Element, Unreadable};
 use std::fmt::Write;
@@ -189,6 +190,10 @@ fn read_value(
                 // Milliseconds fit a double for the next 285,000 years.
                 Value::Time(time.as_millisecond() as f64 / 1000.0)
             }))
+        }
+        Some("ArrayOfVirtualNicManagerNetConfig") => {
+            let address = net_config::read_management_address(cursor)?;
+            Ok(address.map_or(Value::Other, Value::ManagementAddress))
         }
         Some(kind) if is_textual(kind) => Ok(Value::Text(strings.get(&cursor.text()?))),
         _ => cursor.skip().map(|()| Value::Other),

@@ -7,8 +7,9 @@ use crate::collectors::{self, HostCollector};
 use crate::commands::VerbError;
 use crate::commands::report::services;
 use crate::config::{Config, SshConfig, VcenterConfig};
-use crate::inventory::{Host, Inventory, Vcenter};
+use crate::inventory::{Host, Inventory, InventoryWatch, Vcenter};
 use crate::outcome::{Failure, FailureReason};
+use crate::poller::HostLists;
 use crate::poller::visit::Visitor;
 use crate::span::PastSpans;
 use crate::ssh::{Connector, HostKeys};
@@ -41,17 +42,18 @@ struct Checker {
 /// asked, and whoever is asked just then is logged out.
 pub(super) async fn connect(
     config: &Config,
-    inventory: &Inventory,
+    watch: &InventoryWatch,
     only: &[String],
     stop: &CancellationToken,
 ) -> Result<Connections, VerbError> {
-    let (hosts, vcenters) = targets(inventory, only)?;
+    let stats = Stats::new();
+    let access = agent::access(config, &stats).await;
+    let inventory = discovered(config, watch, &access, &stats, stop).await;
+    let (hosts, vcenters) = targets(&inventory, only)?;
     let host_collectors = collectors::host_collectors(config);
     let hosts = if host_collectors.is_empty() { Vec::new() } else { hosts };
     let vcenters = if config.overall_state.is_none() { Vec::new() } else { vcenters };
 
-    let stats = Stats::new();
-    let access = agent::access(config, &stats).await;
     let host_keys = HostKeys::load(&config.ssh, Arc::clone(&stats)).map_err(StartError::from)?;
     let ssh = SshConfig { reuse_sessions: false, ..config.ssh.clone() };
     let guard = Arc::clone(&access.guard);
@@ -72,6 +74,30 @@ pub(super) async fn connect(
     // A login whose verdict is not written down counts as lost.
     checker.access.guard.flush().await;
     Ok(Connections { hosts, vcenters })
+}
+
+/// The inventory with the hosts that vCenters list, each of which is logged in to for that.
+async fn discovered(
+    config: &Config,
+    watch: &InventoryWatch,
+    access: &Access,
+    stats: &Arc<Stats>,
+    stop: &CancellationToken,
+) -> Arc<Inventory> {
+    let inventory = watch.subscribe();
+    let known = Arc::clone(&inventory.borrow());
+    if config.critical_service.is_some() {
+        let (settings, access, stats) = (config.vcenter.clone(), access.clone(), Arc::clone(stats));
+        let (first_result, _) = tokio::sync::watch::channel(false);
+        let lists = HostLists::new(watch.discovery(), settings, access, stats, false, first_result);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = lists.read_all(&known) => {}
+        }
+        lists.logout_all().await;
+    }
+    Arc::clone(&inventory.borrow())
 }
 
 /// Those that are named, or all.

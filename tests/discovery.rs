@@ -1,0 +1,463 @@
+//! Hosts that come from vCenters alone: found, visited, joined with what the vCenter says of them, and gone
+//! when the vCenter does not list them any more.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a failed test may panic")]
+
+mod harness;
+
+use esxi_otel_agent::agent::{Agent, AgentHandle};
+use esxi_otel_agent::config::{Config, InventoryConfig, Loaded, Sources, StaticTarget};
+use esxi_otel_agent::inventory::{
+    Connection, Discover, DiscoverConfig, DiscoveredAddress, Discovery, FoundHost, Inventory, InventoryWatch,
+};
+use esxi_otel_agent::outcome::{Failure, FailureReason};
+use esxi_otel_agent::simulator::vcenter::{HostSpec, VcenterFault, VcenterHandle};
+use esxi_otel_agent::stats::Stats;
+use harness::estate::Estate;
+use harness::{until, until_equal};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// An inventory whose vCenters list their hosts.
+struct Lists {
+    watch: InventoryWatch,
+    discovery: Discovery,
+    stats: Arc<Stats>,
+}
+
+impl Lists {
+    async fn of(config: &InventoryConfig) -> Self {
+        let stats = Stats::new();
+        let watch =
+            InventoryWatch::start(config, Arc::clone(&stats), CancellationToken::new()).await.unwrap();
+        Self { discovery: watch.discovery(), watch, stats }
+    }
+
+    fn inventory(&self) -> Arc<Inventory> {
+        self.watch.subscribe().borrow().clone()
+    }
+
+    async fn found(&self, vcenter: usize, hosts: &[FoundHost]) -> Arc<Inventory> {
+        let inventory = self.inventory();
+        self.discovery.found(&inventory.vcenters_of_all_shards()[vcenter], hosts.to_vec()).await
+    }
+
+    async fn failed(&self, vcenter: usize) {
+        let failure = Failure::new(FailureReason::VcenterUnavailable, "vCenter vc1: HTTP 503");
+        let inventory = self.inventory();
+        self.discovery.failed(&inventory.vcenters_of_all_shards()[vcenter], &failure).await;
+    }
+
+    fn metric(&self, name: &str) -> Vec<(String, f64)> {
+        let samples = self.stats.samples();
+        let of = samples.iter().filter(|sample| sample.def.name == name);
+        let mut values: Vec<_> = of
+            .map(|sample| (sample.attributes.get("vcenter").unwrap_or_default().to_owned(), sample.value))
+            .collect();
+        values.sort_by(|a, b| a.0.cmp(&b.0));
+        values
+    }
+}
+
+fn config(discover: Discover) -> InventoryConfig {
+    let vcenter = |address: &str, site: &str| StaticTarget {
+        address: address.to_owned(),
+        site: site.to_owned(),
+        labels: BTreeMap::new(),
+    };
+    InventoryConfig {
+        vcenters: vec![vcenter("vc1", "eu-1"), vcenter("vc2", "eu-2")],
+        discover: DiscoverConfig { others: Some(discover), ..DiscoverConfig::default() },
+        ..InventoryConfig::default()
+    }
+}
+
+fn host(name: &str) -> FoundHost {
+    FoundHost {
+        id: format!("host-{name}").into(),
+        name: name.into(),
+        management_address: None,
+        connection: Connection::Connected,
+        in_maintenance: false,
+        cluster: Some("c1".into()),
+        datacenter: Some("dc1".into()),
+    }
+}
+
+fn at(name: &str, address: &str) -> FoundHost {
+    FoundHost { management_address: Some(address.parse().unwrap()), ..host(name) }
+}
+
+fn addresses(inventory: &Inventory) -> Vec<&str> {
+    inventory.hosts.iter().map(|host| &*host.address).collect()
+}
+
+#[tokio::test]
+async fn listed_hosts_have_the_site_of_their_vcenter_and_labels_to_choose_accounts_by() {
+    let lists = Lists::of(&config(Discover::default())).await;
+    assert_eq!(addresses(&lists.inventory()), Vec::<&str>::new());
+    let inventory = lists.found(0, &[host("esx2.example.org"), host("esx1.example.org")]).await;
+    assert_eq!(addresses(&inventory), ["esx1.example.org", "esx2.example.org"]);
+    let first = &inventory.hosts[0];
+    assert_eq!(&*first.site, "eu-1");
+    let labels: Vec<_> = first.labels.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let expected =
+        [("cluster", "c1"), ("datacenter", "dc1"), ("name", "esx1.example.org"), ("vcenter", "vc1")];
+    assert_eq!(labels, expected);
+    let inventory = lists.found(1, &[host("esx9.example.org")]).await;
+    assert_eq!(addresses(&inventory), ["esx1.example.org", "esx2.example.org", "esx9.example.org"]);
+    let inventory = lists.found(0, &[host("esx1.example.org")]).await;
+    assert_eq!(addresses(&inventory), ["esx1.example.org", "esx9.example.org"], "who has left is gone");
+    let inventory = lists.found(1, &[host("rack/9"), host("esx9.example.org")]).await;
+    assert_eq!(addresses(&inventory), ["esx1.example.org", "esx9.example.org"]);
+    let note = "inventory: hosts of vCenter vc2 that can't be visited: 1 × the name is no address (as in \"rack/9\")";
+    assert_eq!(lists.watch.notes(), [note]);
+}
+
+#[tokio::test]
+async fn the_same_list_again_is_no_news() {
+    let lists = Lists::of(&config(Discover::default())).await;
+    lists.found(0, &[host("esx1"), host("esx2")]).await;
+    let mut inventory = lists.watch.subscribe();
+    inventory.mark_unchanged();
+    lists.found(0, &[host("esx1"), host("esx2")]).await;
+    lists.found(0, &[host("esx2"), host("esx1")]).await;
+    assert!(!inventory.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn whoever_is_in_maintenance_or_disconnected_is_visited_by_choice() {
+    let maintained = FoundHost { in_maintenance: true, ..host("maintained") };
+    let of = |name: &str, connection| FoundHost { connection, ..host(name) };
+    let (off, lost) = (of("off", Connection::Disconnected), of("lost", Connection::NotResponding));
+    let all = [host("fine"), maintained, off, lost];
+    for (maintenance, disconnected, expected) in [
+        (true, false, vec!["fine", "lost", "maintained"]),
+        (false, false, vec!["fine", "lost"]),
+        (false, true, vec!["fine", "lost", "off"]),
+    ] {
+        let discover = Discover { maintenance, disconnected, ..Discover::default() };
+        let lists = Lists::of(&config(discover)).await;
+        assert_eq!(addresses(&*lists.found(0, &all).await), expected);
+        assert!(lists.metric("esxi.agent.inventory.listed").contains(&("vc1".to_owned(), 4.0)));
+    }
+}
+
+#[tokio::test]
+async fn a_management_address_is_the_address_and_the_join_goes_by_the_name() {
+    let discover = Discover { address: DiscoveredAddress::Management, ..Discover::default() };
+    let lists = Lists::of(&config(discover)).await;
+    let inventory =
+        lists.found(0, &[at("esx1.lab", "10.0.0.1"), at("esx2", "2001:db8::2"), host("esx3")]).await;
+    assert_eq!(addresses(&inventory), ["10.0.0.1", "2001:db8::2"]);
+    let joined = |name: &str, site: &str| inventory.match_host(name, site, None).map(|host| &*host.address);
+    assert_eq!(joined("ESX1.lab", "eu-1"), Some("10.0.0.1"));
+    assert_eq!(joined("esx2", "eu-1"), Some("2001:db8::2"));
+    assert_eq!(joined("esx1.lab", "eu-2"), None, "that is another vCenter's host");
+    let note =
+        "inventory: hosts of vCenter vc1 that can't be visited: 1 × no management address (as in \"esx3\")";
+    assert_eq!(lists.watch.notes(), [note]);
+
+    // An answer without addresses, as between two readings of them, or of a host that is not connected.
+    let inventory = lists.found(0, &[host("esx1.lab"), host("esx3")]).await;
+    assert_eq!(addresses(&inventory), ["10.0.0.1"]);
+}
+
+#[tokio::test]
+async fn a_host_that_another_source_lists_is_not_visited_twice() {
+    let by_hand = |address: &str, site: &str, labels: &[(&str, &str)]| StaticTarget {
+        address: address.to_owned(),
+        site: site.to_owned(),
+        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+    };
+    let mut config = config(Discover::default());
+    config.hosts = vec![
+        by_hand("ESX1.example.org", "by-hand", &[("rack", "r1"), ("cluster", "mine")]),
+        by_hand("10.0.0.2", "", &[]),
+    ];
+    let lists = Lists::of(&config).await;
+    let inventory =
+        lists.found(0, &[host("esx1.example.org"), at("esx2.example.org", "10.0.0.2"), host("esx3")]).await;
+    assert_eq!(addresses(&inventory), ["10.0.0.2", "ESX1.example.org", "esx3"]);
+    let [by_address, by_name, _] = &inventory.hosts[..] else { panic!("{inventory:?}") };
+    assert_eq!(
+        by_address.labels.get("name").map(|name| &**name),
+        Some("esx2.example.org"),
+        "labels are joined"
+    );
+    assert_eq!(&*by_address.site, "eu-1", "what nobody said before is taken over");
+    assert_eq!(
+        by_name.labels.get("cluster").map(|name| &**name),
+        Some("mine"),
+        "the configuration goes first"
+    );
+    assert_eq!(&*by_name.site, "by-hand");
+    assert_eq!(
+        lists.watch.notes(),
+        [
+            "inventory: host ESX1.example.org is in site \"by-hand\" by the configuration and in \"eu-1\" by vCenter vc1: \
+          \"by-hand\" stands"
+        ]
+    );
+    let joined = inventory.match_host("esx2.example.org", "eu-1", None).map(|host| &*host.address);
+    assert_eq!(joined, Some("10.0.0.2"));
+}
+
+#[tokio::test]
+async fn a_host_that_moves_between_vcenters_is_where_it_is_connected() {
+    let lists = Lists::of(&config(Discover { disconnected: true, ..Discover::default() })).await;
+    lists.found(0, &[FoundHost { connection: Connection::Disconnected, ..host("esx1") }, host("esx2")]).await;
+    let inventory = lists.found(1, &[host("esx1")]).await;
+    assert_eq!(addresses(&inventory), ["esx1", "esx2"]);
+    assert_eq!(&*inventory.hosts[0].site, "eu-2");
+}
+
+#[tokio::test]
+async fn a_vcenter_that_is_away_or_empty_keeps_its_hosts_and_that_is_told() {
+    let lists = Lists::of(&config(Discover::default())).await;
+    lists.found(0, &[host("esx1")]).await;
+    lists.failed(0).await;
+    lists.failed(0).await;
+    assert_eq!(addresses(&lists.inventory()), ["esx1"]);
+    let line = "inventory: vCenter vc1: HTTP 503; its last good list stands (targets: 1)";
+    assert_eq!(lists.watch.notes(), [line]);
+    assert_eq!(lists.metric("esxi.agent.inventory.error"), [("vc1".to_owned(), 1.0)]);
+    lists.found(0, &[host("esx1")]).await;
+    assert_eq!(lists.watch.notes(), Vec::<String>::new());
+
+    assert_eq!(addresses(&*lists.found(0, &[]).await), ["esx1"]);
+    assert_eq!(
+        lists.watch.notes(),
+        ["inventory: vCenter vc1 lists no host any more; its last good list stands (targets: 1)"]
+    );
+    assert_eq!(addresses(&*lists.found(1, &[]).await), ["esx1"], "one that never had any is fine");
+    assert_eq!(lists.watch.sources_in_trouble(), 1);
+}
+
+#[tokio::test]
+async fn what_was_listed_before_a_restart_counts_while_the_vcenter_is_away() {
+    let state = tempfile::tempdir().unwrap();
+    let memory = Some(state.path().join("inventory"));
+    let config = InventoryConfig { memory, ..config(Discover::default()) };
+    let stop = CancellationToken::new();
+    let watch = InventoryWatch::start(&config, Stats::new(), stop.clone()).await.unwrap();
+    let vcenter = watch.subscribe().borrow().vcenters[0].clone();
+    watch.discovery().found(&vcenter, vec![host("esx1")]).await;
+    stop.cancel();
+    watch.stopped().await;
+
+    let lists = Lists::of(&config).await;
+    assert_eq!(addresses(&lists.inventory()), Vec::<&str>::new(), "the vCenter has the first word");
+    lists.failed(1).await;
+    assert_eq!(addresses(&lists.inventory()), Vec::<&str>::new(), "the other vCenter was never read");
+    lists.failed(0).await;
+    assert_eq!(addresses(&lists.inventory()), ["esx1"]);
+    assert_eq!(addresses(&*lists.found(0, &[host("esx2")]).await), ["esx2"]);
+}
+
+#[tokio::test]
+async fn a_vcenter_that_leaves_takes_its_hosts_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let atlas = folder.path().join("atlas.json");
+    let rows = |names: &[&str]| {
+        let row = |name| serde_json::json!({"labels": {"job": "vcenter", "server_name": name}});
+        std::fs::write(&atlas, serde_json::Value::from_iter(names.iter().map(row)).to_string()).unwrap();
+    };
+    rows(&["vc8", "vc9"]);
+    let config =
+        InventoryConfig { atlas: Some(atlas.clone()), vcenters: vec![], ..config(Discover::default()) };
+    let lists = Lists::of(&config).await;
+    lists.found(0, &[host("esx8")]).await;
+    lists.found(1, &[host("esx9")]).await;
+    assert_eq!(addresses(&lists.inventory()), ["esx8", "esx9"]);
+    rows(&["vc8"]);
+    lists.watch.poll_now().await;
+    assert_eq!(addresses(&lists.inventory()), ["esx8"]);
+    let known: Vec<_> = lists.metric("esxi.agent.inventory.error").into_iter().map(|(vc, _)| vc).collect();
+    assert_eq!(known, ["", "vc8"], "the atlas, and the vCenter that is left");
+}
+
+/// An estate whose agent has no inventory file; its vCenters know the hosts by names that nobody can look up.
+struct Unlisted {
+    estate: Estate,
+}
+
+struct Running {
+    handle: AgentHandle,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.stop.cancel();
+        harness::in_time("the end of the agent", self.task).await.unwrap();
+    }
+
+    fn up(&self) -> Vec<String> {
+        let samples = self.handle.readings.snapshot();
+        let up = samples.samples().filter(|s| s.def.name == "esxi.host.ssh.up" && s.value == 1.0);
+        let mut up: Vec<_> = up.map(|s| s.attributes.get("hostsystem").unwrap().to_owned()).collect();
+        up.sort();
+        up
+    }
+}
+
+impl Unlisted {
+    async fn new(hosts: usize, vcenters: usize) -> Self {
+        let estate = Estate::new(hosts, vcenters).await;
+        for vcenter in &estate.vcenters {
+            for host in 0..hosts {
+                vcenter.rename(&estate.host(host), &name(host));
+                vcenter.set_management_address(&name(host), estate.fleet.ip(host).into());
+            }
+        }
+        std::fs::remove_file(estate.folder.path().join("atlas.json")).unwrap();
+        Self { estate }
+    }
+
+    fn vcenter(&self) -> &VcenterHandle {
+        &self.estate.vcenters[0]
+    }
+
+    fn config(&self, changes: &[(&str, &str)]) -> Config {
+        let (file, env) = self.estate.write_config();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let (_, inventory) = text.split_once("vcenters: ").unwrap();
+        std::fs::write(
+            &file,
+            format!("inventory: {{discover_hosts: {{address: management}}, vcenters: {inventory}"),
+        )
+        .unwrap();
+        let mut sources =
+            Sources { config: Some(file), env, host_name: "test".to_owned(), ..Sources::default() };
+        for (key, value) in changes {
+            sources.overrides.set(key, "test", value);
+        }
+        let Loaded { config, .. } = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+        config
+    }
+
+    async fn agent(&self, changes: &[(&str, &str)]) -> Running {
+        let agent = Agent::build(Arc::new(self.config(changes)), vec![], None).await.unwrap();
+        let (handle, stop) = (agent.handle(), CancellationToken::new());
+        let task = tokio::spawn(agent.run(stop.clone()));
+        Running { handle, stop, task }
+    }
+
+    fn addresses(&self, hosts: &[usize]) -> Vec<String> {
+        let mut all: Vec<_> = hosts.iter().map(|host| self.estate.host(*host)).collect();
+        all.sort();
+        all
+    }
+}
+
+fn name(host: usize) -> String {
+    format!("esx{host}.example.org")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_vcenter_is_all_that_an_agent_has_to_know() {
+    let mut site = Unlisted::new(3, 1).await;
+    let agent = site.agent(&[]).await;
+    until_equal("visits", site.addresses(&[0, 1, 2]), || agent.up()).await;
+    let address = site.estate.host(1);
+    let joined = [("address", &*address), ("hostsystem", "esx1.example.org")];
+    site.estate.arrives("esxi.host.info", &joined, 1.0).await;
+    assert_eq!(site.vcenter().logins(), 1, "the list comes with the poll");
+    assert_eq!(site.vcenter().open_sessions(), 1);
+
+    site.vcenter().remove_host("esx1.example.org");
+    agent.handle.now.everybody();
+    until_equal("the end of the series", site.addresses(&[0, 2]), || agent.up()).await;
+
+    let new = HostSpec { name: name(1), datacenter: "dc".into(), cluster: None };
+    site.vcenter().add_host(&new);
+    site.vcenter().set_management_address(&name(1), site.estate.fleet.ip(1).into());
+    until("the new host's address", || {
+        agent.handle.now.everybody();
+        (agent.up().len() == 3).then_some(())
+    })
+    .await;
+
+    site.estate.vcenters.remove(0).stop().await;
+    agent.handle.now.everybody();
+    let in_trouble = || {
+        let samples = agent.handle.stats.samples();
+        let of_lists = samples.iter().find(|s| s.def.name == "esxi.agent.inventory.error")?;
+        (of_lists.value == 1.0).then_some(())
+    };
+    until("the trouble", in_trouble).await;
+    assert_eq!(agent.up(), site.addresses(&[0, 1, 2]), "its hosts are visited as before");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_and_agents_without_polls_read_lists_by_themselves_and_log_out() {
+    let site = Unlisted::new(6, 1).await;
+    let agents =
+        [site.agent(&[("inventory.shard", "0/2")]).await, site.agent(&[("inventory.shard", "1/2")]).await];
+    let both = || {
+        let mut all = [agents[0].up(), agents[1].up()].concat();
+        all.sort();
+        all
+    };
+    until_equal("visits of both", site.addresses(&[0, 1, 2, 3, 4, 5]), both).await;
+    assert!(agents.iter().all(|agent| !agent.up().is_empty()));
+    until_equal("sessions", 1, || site.vcenter().open_sessions()).await;
+    assert_eq!(site.vcenter().logins(), 2, "one polls, the other one reads the list");
+    for agent in agents {
+        agent.stop().await;
+    }
+
+    let agent = site.agent(&[("collectors.overall_state_collector.enabled", "false")]).await;
+    until_equal("visits", site.addresses(&[0, 1, 2, 3, 4, 5]), || agent.up()).await;
+    assert_eq!(site.vcenter().open_sessions(), 0);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_and_check_ask_the_vcenter_first() {
+    let site = Unlisted::new(2, 1).await;
+    let (_, env) = site.estate.write_config();
+    site.config(&[]);
+    let file = site.estate.folder.path().join("config.yaml");
+    let run = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_esxi-otel-agent"));
+        let state = ["HOME", "PATH"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command.env_clear().envs(state).envs(&env).arg("--config").arg(&file).args(arguments);
+        let output = harness::in_time("the verb", command.output()).await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text, String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, page, said) = run(&["once", "--format", "prometheus"]).await;
+    assert_eq!(code, Some(0), "{page}{said}");
+    for host in 0..2 {
+        let address = site.estate.host(host);
+        assert!(
+            page.contains(&format!("esxi_host_ssh_up{{hostsystem=\"{address}\",site=\"eu-de-1a\"}} 1")),
+            "{page}"
+        );
+        let joined = format!("address=\"{address}\",");
+        let info = page.lines().find(|line| line.starts_with("esxi_host_info") && line.contains(&name(host)));
+        assert!(info.unwrap().contains(&joined), "{info:?}");
+    }
+    assert_eq!((site.vcenter().logins(), site.vcenter().open_sessions()), (1, 0));
+
+    let (code, text, _) = run(&["check"]).await;
+    assert_eq!(code, Some(0));
+    assert!(text.contains("hosts: 0\n") && text.contains("`check --connect` asks"), "{text}");
+    assert_eq!(site.vcenter().logins(), 1, "nobody was asked");
+    let (code, text, said) = run(&["check", "--connect", "--host", &site.estate.host(1)]).await;
+    assert_eq!(code, Some(0), "{text}{said}");
+    assert!(text.contains(&site.estate.host(1)) && !text.contains(&site.estate.host(0)), "{text}");
+    assert_eq!(site.vcenter().open_sessions(), 0);
+
+    site.vcenter().fail_next(VcenterFault::Http503Text);
+    let (code, page, said) = run(&["once", "--format", "prometheus"]).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("its last good list stands (targets: 2)"), "{said}");
+    assert_eq!(page.matches("esxi_host_ssh_up{").count(), 2, "what it listed last is visited");
+}
