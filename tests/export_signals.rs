@@ -45,6 +45,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
             verify_tls: true,
             ca_file: None,
             page_size: 0,
+            unpaged: false,
             connect_timeout: second,
             call_timeout: second,
         },

@@ -6,7 +6,7 @@ mod vim_support;
 
 use esxi_otel_agent::collectors::VcenterCollector;
 use esxi_otel_agent::collectors::overall_state::OverallState;
-use esxi_otel_agent::config::OverallStateConfig;
+use esxi_otel_agent::config::{HostReport, OverallStateConfig};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory};
 use esxi_otel_agent::outcome::FailureReason;
 use esxi_otel_agent::poller::poll::{Polled, VcenterPoller};
@@ -26,7 +26,7 @@ fn poller(setup: &Setup) -> VcenterPoller {
 }
 
 fn poller_each(setup: &Setup, interval: Duration) -> VcenterPoller {
-    let config = OverallStateConfig { interval, stale_after: Duration::from_secs(90) };
+    let config = OverallStateConfig { interval, stale_after: Duration::from_secs(90), report: HostReport::default() };
     let collectors: Vec<Arc<dyn VcenterCollector>> = vec![Arc::new(OverallState::new(&config))];
     let vcenter = Arc::new(setup.vcenter.clone());
     VcenterPoller::new(vcenter, setup.config.clone(), collectors, setup.access(), Arc::clone(&setup.stats))

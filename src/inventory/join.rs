@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub(super) struct Index {
     by_name: HashMap<String, Match>,
     by_label_and_site: HashMap<(String, Arc<str>), Match>,
+    /// Whether some host's address is an IP address.
+    pub(super) has_ip_addresses: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,7 @@ impl Index {
             if let Some(label) = first_label(&name) {
                 add(&mut index.by_label_and_site, (label.to_owned(), Arc::clone(&host.site)), at);
             }
+            index.has_ip_addresses |= name.parse::<IpAddr>().is_ok();
             add(&mut index.by_name, name, at);
         }
         index

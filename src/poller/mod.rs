@@ -5,9 +5,11 @@
 //! its end is counted.
 
 mod callers;
+mod details;
 mod hosts;
 mod hung;
 mod lane;
+mod lookups;
 pub mod poll;
 pub mod pool;
 mod schedule;

@@ -1,6 +1,8 @@
 //! One vCenter, asked once.
 
-use crate::collectors::{VcenterAnswer, VcenterCollector};
+use super::details::Plan;
+use super::lookups::Lookups;
+use crate::collectors::{Detail, Lookup, VcenterAnswer, VcenterCollector, VcenterReader};
 use crate::config::VcenterConfig;
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
@@ -19,6 +21,12 @@ use tracing::{Instrument, Span};
 
 /// Properties without which nothing else makes sense.
 const ALWAYS: [&str; 2] = ["name", "parent"];
+/// A look-up must not keep the news waiting for longer.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+/// So many objects of one look-up may turn out to be gone.
+const MOST_GONE: usize = 5;
+/// Readings of a detail are stale after so many of its paces.
+const STALE_PACES: u32 = 3;
 
 /// What a poll brought.
 #[derive(Debug)]
@@ -38,21 +46,39 @@ pub struct Polled {
 pub struct VcenterPoller {
     vcenter: Arc<Vcenter>,
     config: VcenterConfig,
-    collectors: Vec<Arc<dyn VcenterCollector>>,
+    collectors: Vec<Bound>,
     access: Access,
     stats: Arc<Stats>,
     client: Option<VimClient>,
-    /// What this vCenter's version does not know, and which version that is.
-    unknown: BTreeSet<String>,
-    api_version: String,
+    unknown: Unknown,
+    /// When the poll that began last has to have ended, its details included.
+    until: Instant,
+    /// The details and look-ups of which it was said that they fail.
+    failing: BTreeSet<&'static str>,
     /// What is above the hosts, from the last whole answer.
     tree: Vec<ManagedObject>,
     /// The hosts of the last whole answer by id: name and parent.
     hosts: HashMap<Arc<str>, Place>,
     /// Whether it was said that something is unreadable.
     said_unreadable: bool,
-    /// The parts of the last report, so that the series of a host that is gone can be ended.
-    reported: HashMap<&'static str, HashSet<Arc<str>>>,
+}
+
+/// A collector with what it knows of this vCenter.
+struct Bound {
+    collector: Arc<dyn VcenterCollector>,
+    reader: Box<dyn VcenterReader>,
+    lookups: Lookups,
+    /// One for each of the collector's details.
+    plans: Vec<Plan>,
+    /// The parts of the last whole report, so that the series of a host that is gone can be ended.
+    reported: HashSet<Arc<str>>,
+}
+
+/// What a vCenter's version does not know of hosts, and which version that is.
+#[derive(Default)]
+struct Unknown {
+    properties: BTreeSet<String>,
+    api_version: String,
 }
 
 /// What ties a host to its name and into the tree.
@@ -86,19 +112,26 @@ impl VcenterPoller {
         access: Access,
         stats: Arc<Stats>,
     ) -> Self {
+        let bound = |collector: Arc<dyn VcenterCollector>| Bound {
+            reader: collector.reader(),
+            lookups: Lookups::default(),
+            plans: collector.details().iter().map(|_| Plan::default()).collect(),
+            reported: HashSet::new(),
+            collector,
+        };
         Self {
             vcenter,
             config,
-            collectors,
+            collectors: collectors.into_iter().map(bound).collect(),
             access,
             stats,
             client: None,
-            unknown: BTreeSet::new(),
-            api_version: String::new(),
+            unknown: Unknown::default(),
+            until: Instant::now(),
+            failing: BTreeSet::new(),
             tree: Vec::new(),
             hosts: HashMap::new(),
             said_unreadable: false,
-            reported: HashMap::new(),
         }
     }
 
@@ -132,10 +165,11 @@ impl VcenterPoller {
             vim.objects = tracing::field::Empty,
         );
         let started = Instant::now();
-        let limit = self.collectors.iter().map(|collector| collector.interval()).min();
+        let limit = self.collectors.iter().map(|bound| bound.collector.interval()).min();
         let limit = limit.unwrap_or(self.config.call_timeout);
+        self.until = started + limit;
         let id = self.vcenter.id();
-        let read = self.read(scope, inventory, started + limit).instrument(span.clone());
+        let read = self.read(scope, inventory, self.until).instrument(span.clone());
         let result = tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
             let line = format!("polling {id} took longer than its interval of {} s", limit.as_secs_f64());
             Err(Failure::new(FailureReason::CommandTimeout, line))
@@ -174,14 +208,161 @@ impl VcenterPoller {
             None => self.read_tree(deadline).await?,
         };
         self.look_at_missing(&hosts);
-        let collectors = self.collectors.clone();
-        let report = |collector: &Arc<_>| self.report(&**collector, &hosts, inventory, is_whole);
-        Ok((collectors.iter().map(report).collect(), is_whole))
+        let mut reports = Vec::with_capacity(2 * self.collectors.len());
+        for index in 0..self.collectors.len() {
+            let Some(bound) = self.collectors.get_mut(index) else { continue };
+            bound.lookups.want(bound.reader.lookup(&hosts), is_whole);
+            if let Some(lookup) = bound.lookups.unknown(Instant::now()) {
+                let deadline = deadline.min(Instant::now() + LOOKUP_LIMIT);
+                self.look_up(index, &lookup, deadline).await;
+            }
+            let Some(bound) = self.collectors.get_mut(index) else { continue };
+            let answer = VcenterAnswer {
+                vcenter: &self.vcenter,
+                tree: &self.tree,
+                hosts: &hosts,
+                is_whole,
+                inventory,
+                texts: bound.lookups.texts(),
+            };
+            reports.push(Report {
+                target: self.vcenter.id(),
+                collector: bound.collector.name(),
+                readings: readings_of(&mut *bound.reader, &mut bound.reported, &answer),
+                stale_after: Some(bound.collector.stale_after()),
+            });
+            reports.extend(bound.ends_of_details(&self.vcenter, &hosts, inventory, is_whole));
+        }
+        Ok((reports, is_whole))
+    }
+
+    /// Asks what the collectors want more rarely, as far as it is due: the reports for the readings. For
+    /// after a poll that succeeded, when its own reports are out. Ends within that poll's limit of time.
+    ///
+    /// A failure is logged, and what was known stands until it is stale: the poll has told already how the
+    /// vCenter is.
+    pub async fn poll_details(&mut self, inventory: &Inventory) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for index in 0..self.collectors.len() {
+            let Some(bound) = self.collectors.get(index) else { continue };
+            let now = Instant::now();
+            if let Some(lookup) = bound.lookups.old(now) {
+                self.look_up(index, &lookup, self.until).await;
+            }
+            let Some(bound) = self.collectors.get(index) else { continue };
+            let details = bound.collector.details().iter().enumerate();
+            let due: Vec<_> = details
+                .filter_map(|(at, detail)| Some((at, detail.clone(), bound.plans.get(at)?.due(detail, now))))
+                .filter(|(_, _, hosts)| !hosts.is_empty())
+                .collect();
+            for (at, detail, hosts) in due {
+                reports.extend(self.ask_detail((index, at), &detail, &hosts, inventory).await);
+            }
+        }
+        reports
+    }
+
+    async fn ask_detail(
+        &mut self,
+        (index, at): (usize, usize),
+        detail: &Detail,
+        hosts: &[Arc<str>],
+        inventory: &Inventory,
+    ) -> Option<Report> {
+        let wanted: BTreeSet<&str> = detail.properties.iter().copied().collect();
+        if wanted.iter().all(|property| self.unknown.properties.contains(*property)) {
+            return None;
+        }
+        let span = tracing::info_span!(
+            parent: None,
+            "poll.detail",
+            otel.kind = "internal",
+            server.address = %self.vcenter.endpoint.host,
+            esxi.site = %self.vcenter.site,
+            vim.detail = detail.name,
+            vim.objects = hosts.len(),
+        );
+        let read = self.read_known_properties(Some(hosts), &wanted, self.until).instrument(span.clone());
+        let objects = match read.await {
+            Ok(objects) => objects,
+            Err(error) => {
+                // Of a host that has just gone the next poll tells.
+                if !error.is_about_an_object_of(&Query::Objects { kind: "HostSystem", ids: hosts, properties: &[] })
+                {
+                    crate::span::fail(&span, &error.failure);
+                    self.say_failing(detail.name, &error);
+                    self.collectors.get_mut(index)?.plans.get_mut(at)?.failed(hosts, Instant::now());
+                }
+                return None;
+            }
+        };
+        self.failing.remove(detail.name);
+        self.look_at_missing(&objects);
+        let bound = self.collectors.get_mut(index)?;
+        let answer = VcenterAnswer {
+            vcenter: &self.vcenter,
+            tree: &self.tree,
+            hosts: &objects,
+            is_whole: false,
+            inventory,
+            texts: bound.lookups.texts(),
+        };
+        let readings = bound.reader.read_detail(detail, &answer);
+        bound.plans.get_mut(at)?.asked(hosts, Instant::now());
+        Some(Report {
+            target: self.vcenter.id(),
+            collector: bound.collector.name(),
+            readings,
+            stale_after: Some(detail.every * STALE_PACES),
+        })
+    }
+
+    /// Reads a text of some objects. What fails is logged: the hosts' answer is of use without it.
+    async fn look_up(&mut self, index: usize, lookup: &Lookup, deadline: Instant) {
+        let mut ids: Vec<Arc<str>> = lookup.ids.iter().cloned().collect();
+        let properties = [lookup.property];
+        for _ in 0..=MOST_GONE {
+            let (Some(client), Some(bound)) = (&mut self.client, self.collectors.get_mut(index)) else { return };
+            if ids.is_empty() {
+                return;
+            }
+            let query = Query::Objects { kind: lookup.kind, ids: &ids, properties: &properties };
+            let error = match client.retrieve(&query, deadline).await {
+                Ok(objects) => {
+                    let now = Instant::now();
+                    for id in &ids {
+                        let object = objects.iter().find(|object| object.id == *id);
+                        let text = object.and_then(|object| object.text(lookup.property)).cloned();
+                        bound.lookups.answered(id, text, now);
+                    }
+                    self.failing.remove(lookup.kind);
+                    return;
+                }
+                Err(error) => error,
+            };
+            let gone = error.is_about_an_object_of(&query);
+            let subject = error.fault.as_ref().and_then(|fault| fault.subject.clone()).unwrap_or_default();
+            if !gone {
+                bound.lookups.failed(Instant::now());
+                self.say_failing(lookup.kind, &error);
+                return;
+            }
+            ids.retain(|id| **id != *subject);
+            bound.lookups.answered(&subject.into(), None, Instant::now());
+        }
+    }
+
+    /// Once, until something works again.
+    fn say_failing(&mut self, what: &'static str, error: &VimError) {
+        if self.failing.insert(what) {
+            tracing::warn!(vcenter = %self.vcenter.address, "reading {what} failed, and is tried again: {error}");
+        }
     }
 
     /// The whole tree: keeps what is above the hosts, and gives the hosts.
     async fn read_tree(&mut self, deadline: Instant) -> Result<Vec<ManagedObject>, Failure> {
-        let objects = self.read_known_properties(None, deadline).await?;
+        let wanted = self.wanted();
+        let objects = self.read_known_properties(None, &wanted, deadline).await?;
         Span::current().record("vim.objects", objects.len());
         let (hosts, tree): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| &*object.kind == "HostSystem");
@@ -202,7 +383,7 @@ impl VcenterPoller {
         deadline: Instant,
     ) -> Result<Option<Vec<ManagedObject>>, Failure> {
         let gone = Query::Objects { kind: "HostSystem", ids, properties: &[] };
-        let hosts = match self.read_known_properties(Some(ids), deadline).await {
+        let hosts = match self.read_known_properties(Some(ids), &self.wanted(), deadline).await {
             Err(error) if error.is_about_an_object_of(&gone) => return Ok(None),
             hosts => hosts?,
         };
@@ -213,11 +394,18 @@ impl VcenterPoller {
         Ok(all.then_some(hosts))
     }
 
-    /// Asks for every property that the collectors want, of these hosts or of all in the tree, without
-    /// those properties that the vCenter turns out not to know.
+    /// What the collectors want at each poll.
+    fn wanted(&self) -> BTreeSet<&'static str> {
+        let own = self.collectors.iter().flat_map(|bound| bound.collector.host_properties());
+        ALWAYS.iter().chain(own).copied().collect()
+    }
+
+    /// Asks for properties of these hosts or of all in the tree, without those that the vCenter turns out
+    /// not to know.
     async fn read_known_properties(
         &mut self,
         hosts: Option<&[Arc<str>]>,
+        wanted: &BTreeSet<&str>,
         deadline: Instant,
     ) -> Result<Vec<ManagedObject>, VimError> {
         // The client stays in its place while it is used: a cancelled poll must not lose the session.
@@ -230,23 +418,19 @@ impl VcenterPoller {
                 Arc::clone(&self.stats),
             )?),
         };
-        let wanted: BTreeSet<&str> = ALWAYS
-            .into_iter()
-            .chain(self.collectors.iter().flat_map(|collector| collector.host_properties().iter().copied()))
-            .collect();
         loop {
             let asked: Vec<&str> =
-                wanted.iter().copied().filter(|property| !self.unknown.contains(*property)).collect();
+                wanted.iter().copied().filter(|property| !self.unknown.properties.contains(*property)).collect();
             let query = match hosts {
                 Some(ids) => Query::Objects { kind: "HostSystem", ids, properties: &asked },
                 None => Query::Tree(&asked),
             };
             let result = client.retrieve(&query, deadline).await;
             if let Some(service) = client.service()
-                && service.api_version != self.api_version
+                && service.api_version != self.unknown.api_version
             {
-                self.api_version.clone_from(&service.api_version);
-                self.unknown.clear();
+                let api_version = service.api_version.clone();
+                self.unknown = Unknown { api_version, ..Unknown::default() };
             }
             let error = match result {
                 Ok(objects) => return Ok(objects),
@@ -255,7 +439,7 @@ impl VcenterPoller {
             let named = error.fault.as_ref().filter(|fault| fault.kind == FaultKind::InvalidProperty);
             let named = named.and_then(|fault| fault.subject.as_deref());
             match named.filter(|named| asked.contains(named) && !ALWAYS.contains(named)) {
-                Some(named) => forget(&mut self.unknown, &self.vcenter, &self.api_version, named),
+                Some(named) => self.unknown.add(&self.vcenter, named),
                 None => return Err(error),
             }
         }
@@ -267,9 +451,9 @@ impl VcenterPoller {
         for (path, fault) in objects.iter().flat_map(|object| &object.missing) {
             match fault {
                 FaultKind::InvalidProperty
-                    if !ALWAYS.contains(&&**path) && !self.unknown.contains(&**path) =>
+                    if !ALWAYS.contains(&&**path) && !self.unknown.properties.contains(&**path) =>
                 {
-                    forget(&mut self.unknown, &self.vcenter, &self.api_version, path);
+                    self.unknown.add(&self.vcenter, path);
                 }
                 FaultKind::NoPermission => denied += 1,
                 _ => {}
@@ -283,41 +467,65 @@ impl VcenterPoller {
         }
         self.said_unreadable = denied > 0;
     }
+}
 
-    fn report(
+impl Bound {
+    /// Takes down of whom which detail is wanted. The ends of what was known of others.
+    fn ends_of_details(
         &mut self,
-        collector: &dyn VcenterCollector,
+        vcenter: &Vcenter,
         hosts: &[ManagedObject],
         inventory: &Inventory,
         is_whole: bool,
-    ) -> Report {
-        let answer = VcenterAnswer { vcenter: &self.vcenter, tree: &self.tree, hosts, inventory };
-        let mut readings = collector.read(&answer);
-        let before = self.reported.entry(collector.name()).or_default();
-        if is_whole {
-            let present: HashSet<Arc<str>> =
-                readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
-            // The answer is whole, so what it does not name any more is gone, and not just silent.
-            let gone = std::mem::take(before).into_iter().filter(|part| !present.contains(part));
-            readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
-            *before = present;
-        } else {
-            // A host that was left out of the whole answer (a second one of its name, say) still is.
-            readings.retain(|reading| before.contains(&reading.part));
+    ) -> Option<Report> {
+        let present: HashSet<&Arc<str>> = hosts.iter().map(|host| &host.id).collect();
+        let mut ended = Vec::new();
+        for (detail, plan) in self.collector.details().iter().zip(&mut self.plans) {
+            let wanted = hosts.iter().map(|host| (&host.id, self.reader.wants(detail, host, inventory)));
+            let mut gone: Vec<Arc<str>> =
+                wanted.filter(|(id, want)| plan.note(id, *want)).map(|(id, _)| Arc::clone(id)).collect();
+            if is_whole {
+                gone.extend(plan.keep(&present));
+            }
+            ended.extend(gone.iter().map(|host| Reading { part: detail.part(host), samples: Vec::new() }));
         }
-        Report {
-            target: self.vcenter.id(),
-            collector: collector.name(),
-            readings,
-            stale_after: Some(collector.stale_after()),
-        }
+        let collector = self.collector.name();
+        (!ended.is_empty()).then(|| Report {
+            target: vcenter.id(),
+            collector,
+            readings: ended,
+            stale_after: None,
+        })
     }
 }
 
-fn forget(unknown: &mut BTreeSet<String>, vcenter: &Vcenter, api_version: &str, property: &str) {
-    tracing::warn!(
-        vcenter = %vcenter.address,
-        "API version {api_version} has no property {property} of HostSystem: its series are left out"
-    );
-    unknown.insert(property.to_owned());
+/// What a reader makes of an answer. `reported`: the parts of the last whole one.
+fn readings_of(
+    reader: &mut dyn VcenterReader,
+    reported: &mut HashSet<Arc<str>>,
+    answer: &VcenterAnswer<'_>,
+) -> Vec<Reading> {
+    let mut readings = reader.read(answer);
+    if answer.is_whole {
+        let present: HashSet<Arc<str>> = readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
+        // The answer is whole, so what it does not name any more is gone, and not just silent.
+        let before = std::mem::replace(reported, present);
+        let gone = before.into_iter().filter(|part| !reported.contains(part));
+        readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
+    } else {
+        // A host that was left out of the whole answer (a second one of its name, say) still is.
+        readings.retain(|reading| reported.contains(&reading.part));
+    }
+    readings
+}
+
+impl Unknown {
+    fn add(&mut self, vcenter: &Vcenter, property: &str) {
+        tracing::warn!(
+            vcenter = %vcenter.address,
+            "API version {} has no property {property} of HostSystem: its series are left out",
+            self.api_version
+        );
+        self.properties.insert(property.to_owned());
+    }
 }

@@ -55,6 +55,28 @@ pub async fn start(scenario: Scenario, spec: VcentersSpec) -> io::Result<(Scenar
     Ok((scenario.with_vcenters(Arc::new(Running(running))), access))
 }
 
+/// What may be behind a status; the same for the same host.
+fn give_cause(vcenter: &VcenterHandle, host: &str, status: &Status) {
+    let is_odd = host.bytes().last().is_some_and(|digit| digit % 2 == 1);
+    match (status, is_odd) {
+        (Status::Red, true) => {
+            vcenter.trigger_alarm(host, "Host hardware power status", "red");
+            vcenter.set_sensor(host, "Power Supply 2 Status", "power", "red");
+        }
+        (Status::Red, false) => {
+            vcenter.trigger_alarm(host, "Host memory status", "red");
+            vcenter.set_hardware(host, "memory", "Memory Device 2", "Red");
+        }
+        (Status::Yellow, true) => vcenter.trigger_alarm(host, "Host CPU usage", "yellow"),
+        (Status::Yellow, false) => {
+            vcenter.trigger_alarm(host, "Network uplink redundancy lost", "yellow");
+            let message = "Lost uplink redundancy on virtual switch \"vSwitch0\". Physical NIC vmnic1 is down.";
+            vcenter.set_issues(host, &[("esx.problem.net.redundancy.lost", message)]);
+        }
+        _ => {}
+    }
+}
+
 #[derive(Debug)]
 struct Running(Vec<VcenterHandle>);
 
@@ -66,9 +88,12 @@ impl Vcenters for Running {
             OverallStatus::Yellow => Status::Yellow,
             OverallStatus::Red => Status::Red,
         };
-        if let Some(vcenter) = self.0.get(vcenter) {
-            vcenter.set_status(&host.address.to_string(), &status);
-        }
+        let Some(vcenter) = self.0.get(vcenter) else { return };
+        let address = host.address.to_string();
+        vcenter.clear_alarms(&address);
+        vcenter.repair(&address);
+        give_cause(vcenter, &address, &status);
+        vcenter.set_status(&address, &status);
     }
 
     fn restart(&self, vcenter: usize) {

@@ -6,7 +6,7 @@
 //! session that comes of it.
 
 use super::model::{Interner, ManagedObject, Reference};
-use super::property::{self, Query};
+use super::property::{self, Paging, Query};
 use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
 use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
 use crate::accounts::guard::Guard;
@@ -81,7 +81,7 @@ pub struct VimClient {
     transport: Transport,
     vcenter: Arc<Vcenter>,
     access: Access,
-    page_size: u32,
+    paging: Paging,
     service: Option<ServiceContent>,
     session: Session,
     /// When the read that is under way has to have ended.
@@ -111,12 +111,12 @@ impl VimClient {
         stats: Arc<Stats>,
     ) -> Result<Self, Failure> {
         let transport = Transport::new(config, &vcenter, &access.allow, stats)?;
-        let page_size = config.page_size;
+        let paging = if config.unpaged { Paging::None } else { Paging::Pages(config.page_size) };
         Ok(Self {
             transport,
             vcenter,
             access,
-            page_size,
+            paging,
             service: None,
             session: Session::None,
             deadline: None,
@@ -245,8 +245,7 @@ impl VimClient {
         })?;
         let mut strings = Interner::default();
         let mut objects = Vec::new();
-        let mut method = Method::RetrievePropertiesEx;
-        let mut request = property::retrieve(&service, query, self.page_size);
+        let (mut method, mut request) = property::retrieve(&service, query, self.paging);
         for number in 1..=MAX_PAGES {
             let page = self
                 .ask(method, request, Some(number), |body| property::read_page(method, body, &mut strings))

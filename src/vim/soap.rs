@@ -26,6 +26,8 @@ pub enum Method {
     RetrievePropertiesEx,
     /// Reads properties: the next page.
     ContinueRetrievePropertiesEx,
+    /// Reads properties, all in one answer. Deprecated since API 4.1, and still there.
+    RetrieveProperties,
 }
 
 impl Method {
@@ -37,12 +39,13 @@ impl Method {
             Self::Logout => "Logout",
             Self::RetrievePropertiesEx => "RetrievePropertiesEx",
             Self::ContinueRetrievePropertiesEx => "ContinueRetrievePropertiesEx",
+            Self::RetrieveProperties => "RetrieveProperties",
         }
     }
 
     /// Whether asking a second time does no harm: neither a login, nor something that spends a token.
     pub const fn is_repeatable(self) -> bool {
-        matches!(self, Self::RetrieveServiceContent | Self::RetrievePropertiesEx)
+        matches!(self, Self::RetrieveServiceContent | Self::RetrievePropertiesEx | Self::RetrieveProperties)
     }
 }
 

@@ -56,6 +56,17 @@ pub enum Token<'a> {
     End,
 }
 
+/// What stands in an element.
+#[derive(Debug)]
+pub enum Inside<'a> {
+    /// A child starts.
+    Open(Element<'a>),
+    /// A piece of text.
+    Text(Cow<'a, str>),
+    /// The element ends.
+    Close,
+}
+
 /// The start of an element.
 #[derive(Debug)]
 pub struct Element<'a> {
@@ -134,6 +145,16 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The next thing in the element that was opened last, text included.
+    pub fn inside(&mut self) -> Result<Inside<'a>, Unreadable> {
+        match self.event()? {
+            Step::Open(element) => Ok(Inside::Open(element)),
+            Step::Text(text) => Ok(Inside::Text(text)),
+            Step::Close => Ok(Inside::Close),
+            Step::End => Err(self.unreadable("the answer is cut off")),
+        }
+    }
+
     /// Skips the rest of the element that was opened last.
     pub fn skip(&mut self) -> Result<(), Unreadable> {
         let outside = self.depth.saturating_sub(1);
@@ -145,22 +166,31 @@ impl<'a> Cursor<'a> {
 
     /// The text of the element that was opened last, up to its end. Elements within are skipped.
     pub fn text(&mut self) -> Result<Cow<'a, str>, Unreadable> {
+        match self.text_within(MAX_TEXT)? {
+            Some(text) => Ok(text),
+            None => Err(self.unreadable("a text is longer than its limit")),
+        }
+    }
+
+    /// The same; `None` if it has more than `limit` bytes.
+    pub fn text_within(&mut self, limit: usize) -> Result<Option<Cow<'a, str>>, Unreadable> {
         let inside = self.depth;
         let mut text: Cow<'a, str> = Cow::Borrowed("");
+        let mut is_within = true;
         loop {
             match self.event()? {
                 Step::Text(more) if self.depth == inside => {
-                    if text.len() + more.len() > MAX_TEXT {
-                        return Err(self.unreadable("a text is longer than its limit"));
-                    }
-                    if text.is_empty() {
+                    is_within &= text.len() + more.len() <= limit;
+                    if !is_within {
+                        text = Cow::Borrowed("");
+                    } else if text.is_empty() {
                         text = more;
                     } else {
                         text.to_mut().push_str(&more);
                     }
                 }
                 Step::Text(_) | Step::Open(_) => {}
-                Step::Close if self.depth < inside => return Ok(text),
+                Step::Close if self.depth < inside => return Ok(is_within.then_some(text)),
                 Step::Close => {}
                 Step::End => return Err(self.unreadable("the answer is cut off")),
             }

@@ -1,14 +1,19 @@
 use super::*;
-use crate::inventory::{Endpoint, Host};
-use crate::vim::model::{Interner, Value};
+use crate::collectors::VcenterAnswer;
+use crate::config::HostReport;
+use crate::inventory::{Endpoint, Host, Inventory, Vcenter};
+use crate::metric::Sample;
+use crate::readings::Reading;
+use crate::vim::model::{Interner, ManagedObject, Reference, Value};
 use crate::vim::property::read_page;
 use crate::vim::soap::{FaultKind, Method};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 fn collector() -> OverallState {
     OverallState::new(&OverallStateConfig {
         interval: Duration::from_secs(30),
         stale_after: Duration::from_secs(90),
+        report: HostReport::default(),
     })
 }
 
@@ -16,7 +21,15 @@ fn collector() -> OverallState {
 fn read(collector: &OverallState, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading> {
     let (hosts, tree): (Vec<_>, Vec<_>) =
         objects.iter().cloned().partition(|object| &*object.kind == "HostSystem");
-    collector.read(&VcenterAnswer { vcenter: &vcenter(), tree: &tree, hosts: &hosts, inventory })
+    let texts = HashMap::from([("alarm-4".into(), "Host memory usage".into())]);
+    collector.reader().read(&VcenterAnswer {
+        vcenter: &vcenter(),
+        tree: &tree,
+        hosts: &hosts,
+        is_whole: true,
+        inventory,
+        texts: &texts,
+    })
 }
 
 fn endpoint(host: &str) -> Endpoint {
