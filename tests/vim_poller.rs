@@ -26,7 +26,8 @@ fn poller(setup: &Setup) -> VcenterPoller {
 }
 
 fn poller_each(setup: &Setup, interval: Duration) -> VcenterPoller {
-    let config = OverallStateConfig { interval, stale_after: Duration::from_secs(90), report: HostReport::default() };
+    let config =
+        OverallStateConfig { interval, stale_after: Duration::from_secs(90), report: HostReport::default() };
     let collectors: Vec<Arc<dyn VcenterCollector>> = vec![Arc::new(OverallState::new(&config))];
     let vcenter = Arc::new(setup.vcenter.clone());
     VcenterPoller::new(vcenter, setup.config.clone(), collectors, setup.access(), Arc::clone(&setup.stats))

@@ -69,8 +69,12 @@ impl Story {
         let own = snapshot.samples().filter(|sample| sample.def.name == metric);
         let line = |sample: &esxi_otel_agent::metric::Sample| {
             let is_own = |key: &str| !["vcenter", "site", "hostsystem"].contains(&key);
-            let labels: Vec<String> =
-                sample.attributes.iter().filter(|(key, _)| is_own(key)).map(|(_, value)| value.to_string()).collect();
+            let labels: Vec<String> = sample
+                .attributes
+                .iter()
+                .filter(|(key, _)| is_own(key))
+                .map(|(_, value)| value.to_string())
+                .collect();
             let host = sample.attributes.get("hostsystem").unwrap_or("-");
             format!("{host} {} {}", labels.join(" | "), sample.value)
         };
@@ -253,7 +257,11 @@ async fn services_are_reported_if_they_are_asked_for_and_not_of_hosts_that_are_a
 
 #[tokio::test]
 async fn details_of_a_large_fleet_come_in_portions_and_their_failure_is_none_of_the_poll() {
-    let mut story = Story::begin(VcenterSpec { page_size: 5000, ..VcenterSpec::new("vc1").fleet(1500) }, HostReport::default()).await;
+    let mut story = Story::begin(
+        VcenterSpec { page_size: 5000, ..VcenterSpec::new("vc1").fleet(1500) },
+        HostReport::default(),
+    )
+    .await;
     story.poll().await;
     story.sim.fail_next(VcenterFault::NoPermission);
     let watch = Watch::default();
@@ -295,10 +303,13 @@ fn known(address: &str) -> Host {
 #[tokio::test]
 async fn a_host_is_recognized_by_the_address_that_it_is_managed_by() {
     let mut story = Story::of(3).await;
-    for (host, address) in [("esx0001.vc1", "10.0.0.1"), ("esx0002.vc1", "10.0.0.2"), ("esx0003.vc1", "10.0.0.9")] {
+    for (host, address) in
+        [("esx0001.vc1", "10.0.0.1"), ("esx0002.vc1", "10.0.0.2"), ("esx0003.vc1", "10.0.0.9")]
+    {
         story.sim.set_management_address(host, address);
     }
-    story.inventory = Inventory::new(vec![known("esx0001.cc"), known("10.0.0.2"), known("192.0.2.1")], Vec::new());
+    story.inventory =
+        Inventory::new(vec![known("esx0001.cc"), known("10.0.0.2"), known("192.0.2.1")], Vec::new());
     story.round().await;
     story.poll().await;
     assert_eq!(
@@ -312,7 +323,11 @@ async fn a_host_is_recognized_by_the_address_that_it_is_managed_by() {
     let mut story = Story::of(3).await;
     story.inventory = Inventory::new(vec![known("esx0001.cc")], Vec::new());
     story.round().await;
-    assert_eq!(story.sim.calls("RetrievePropertiesEx"), 2, "where no host is known by an IP address, nobody asks");
+    assert_eq!(
+        story.sim.calls("RetrievePropertiesEx"),
+        2,
+        "where no host is known by an IP address, nobody asks"
+    );
     story.end().await;
 }
 

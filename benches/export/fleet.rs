@@ -42,7 +42,8 @@ impl Fleet {
             services: SERVICES.iter().map(service).collect(),
             not_installed: NotInstalled::Stopped,
         });
-        let overall_state = OverallStateConfig { interval: MINUTE, stale_after: MINUTE * 3, report: HostReport::default() };
+        let overall_state =
+            OverallStateConfig { interval: MINUTE, stale_after: MINUTE * 3, report: HostReport::default() };
         Self { inventory, answers, critical_service, overall_state: OverallState::new(&overall_state) }
     }
 

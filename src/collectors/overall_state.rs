@@ -174,8 +174,12 @@ impl OverallState {
     /// The collector with its configuration.
     pub fn new(config: &OverallStateConfig) -> Self {
         let report = &config.report;
-        let details =
-            [(report.hardware, HARDWARE), (report.sensors, SENSORS), (report.services, SERVICES), (true, ADDRESSES)];
+        let details = [
+            (report.hardware, HARDWARE),
+            (report.sensors, SENSORS),
+            (report.services, SERVICES),
+            (true, ADDRESSES),
+        ];
         Self {
             interval: config.interval,
             stale_after: config.stale_after,

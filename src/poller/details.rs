@@ -55,7 +55,8 @@ impl Plan {
     pub fn due(&self, detail: &Detail, now: Instant) -> Vec<Arc<str>> {
         let is_due = |asked: &Asked| {
             let may = asked.not_before.is_none_or(|at| now >= at);
-            may && (asked.hurries || asked.at.is_none_or(|at| now.saturating_duration_since(at) >= detail.every))
+            may && (asked.hurries
+                || asked.at.is_none_or(|at| now.saturating_duration_since(at) >= detail.every))
         };
         let mut due: Vec<_> = self.0.iter().filter(|(_, asked)| is_due(asked)).collect();
         due.sort_by(|(a, of_a), (b, of_b)| {

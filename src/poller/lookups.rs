@@ -54,9 +54,8 @@ impl Lookups {
     /// What was asked long ago.
     pub fn old(&self, now: Instant) -> Option<Lookup> {
         let may = self.not_before.is_none_or(|at| now >= at);
-        let is_old = |asked: Option<Instant>| {
-            asked.is_some_and(|at| now.saturating_duration_since(at) >= REFRESH)
-        };
+        let is_old =
+            |asked: Option<Instant>| asked.is_some_and(|at| now.saturating_duration_since(at) >= REFRESH);
         may.then(|| self.pick(is_old)).flatten()
     }
 

@@ -287,8 +287,11 @@ impl VcenterPoller {
             Ok(objects) => objects,
             Err(error) => {
                 // Of a host that has just gone the next poll tells.
-                if !error.is_about_an_object_of(&Query::Objects { kind: "HostSystem", ids: hosts, properties: &[] })
-                {
+                if !error.is_about_an_object_of(&Query::Objects {
+                    kind: "HostSystem",
+                    ids: hosts,
+                    properties: &[],
+                }) {
                     crate::span::fail(&span, &error.failure);
                     self.say_failing(detail.name, &error);
                     self.collectors.get_mut(index)?.plans.get_mut(at)?.failed(hosts, Instant::now());
@@ -322,7 +325,9 @@ impl VcenterPoller {
         let mut ids: Vec<Arc<str>> = lookup.ids.iter().cloned().collect();
         let properties = [lookup.property];
         for _ in 0..=MOST_GONE {
-            let (Some(client), Some(bound)) = (&mut self.client, self.collectors.get_mut(index)) else { return };
+            let (Some(client), Some(bound)) = (&mut self.client, self.collectors.get_mut(index)) else {
+                return;
+            };
             if ids.is_empty() {
                 return;
             }
@@ -419,8 +424,14 @@ impl VcenterPoller {
             )?),
         };
         loop {
-            let asked: Vec<&str> =
-                wanted.iter().copied().filter(|property| !self.unknown.properties.contains(*property)).collect();
+            let asked: Vec<&str> = wanted
+                .iter()
+                .copied()
+                .filter(|property| !self.unknown.properties.contains(*property))
+                .collect();
+            if asked.is_empty() {
+                return Ok(Vec::new());
+            }
             let query = match hosts {
                 Some(ids) => Query::Objects { kind: "HostSystem", ids, properties: &asked },
                 None => Query::Tree(&asked),

@@ -70,7 +70,8 @@ fn give_cause(vcenter: &VcenterHandle, host: &str, status: &Status) {
         (Status::Yellow, true) => vcenter.trigger_alarm(host, "Host CPU usage", "yellow"),
         (Status::Yellow, false) => {
             vcenter.trigger_alarm(host, "Network uplink redundancy lost", "yellow");
-            let message = "Lost uplink redundancy on virtual switch \"vSwitch0\". Physical NIC vmnic1 is down.";
+            let message =
+                "Lost uplink redundancy on virtual switch \"vSwitch0\". Physical NIC vmnic1 is down.";
             vcenter.set_issues(host, &[("esx.problem.net.redundancy.lost", message)]);
         }
         _ => {}

@@ -155,8 +155,10 @@ impl Condition {
     }
 
     fn sensor_infos(&self) -> Vec<Member> {
-        let usual = (1..=SENSORS).map(|number| (format!("Fan Device {number} Fan {number}"), ("fan", "green")));
-        let own = self.sensors.iter().map(|(name, (kind, state))| (name.clone(), (kind.as_str(), state.as_str())));
+        let usual =
+            (1..=SENSORS).map(|number| (format!("Fan Device {number} Fan {number}"), ("fan", "green")));
+        let own =
+            self.sensors.iter().map(|(name, (kind, state))| (name.clone(), (kind.as_str(), state.as_str())));
         let all: BTreeMap<String, (&str, &str)> = usual.chain(own).collect();
         let each = |(name, (kind, state)): (String, (&str, &str))| {
             let words = if state == "green" { "Normal" } else { "Failure detected" };
@@ -183,7 +185,10 @@ impl Condition {
             let (running, policy) = own.map_or((*running, *policy), |(running, policy)| (*running, policy));
             let package = vec![
                 Member::text("sourcePackageName", "esx-base"),
-                Member::text("description", "This VIB contains all of the base functionality of vSphere ESXi."),
+                Member::text(
+                    "description",
+                    "This VIB contains all of the base functionality of vSphere ESXi.",
+                ),
             ];
             Member::object(
                 "HostService",

@@ -66,11 +66,7 @@ pub enum Paging {
 }
 
 /// The request for the first page, or for everything, and its method.
-pub fn retrieve(
-    service: &ServiceContent,
-    query: &Query<'_>,
-    paging: Paging,
-) -> (Method, Zeroizing<String>) {
+pub fn retrieve(service: &ServiceContent, query: &Query<'_>, paging: Paging) -> (Method, Zeroizing<String>) {
     let mut spec = String::from("<specSet>");
     match query {
         Query::Tree(host_properties) => tree(&mut spec, service, host_properties),

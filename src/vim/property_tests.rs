@@ -113,7 +113,9 @@ fn items_have_types_and_limits() {
         assert_eq!(page.objects.len(), 2, "the next one is read in any case");
         page.objects.remove(0).properties.remove(0).1
     };
-    let Value::Items(items) = value(r#"<Event t:type="v:EventEx"><a/><b><c>1</c><c>2</c></b> </Event> <Event/>"#) else {
+    let Value::Items(items) =
+        value(r#"<Event t:type="v:EventEx"><a/><b><c>1</c><c>2</c></b> </Event> <Event/>"#)
+    else {
         panic!()
     };
     assert_eq!((&*items[0].name, &*items[0].kind), ("Event", "EventEx"));
@@ -121,7 +123,8 @@ fn items_have_types_and_limits() {
     assert_eq!(items[0].all("b.c").map(|text| &**text).collect::<Vec<_>>(), ["1", "2"]);
     assert_eq!(items.len(), 2);
     assert_eq!(value(&"<Event><a/></Event>".repeat(MAX_FIELDS + 1)), Value::Other);
-    let Value::Items(items) = value(&format!("<Event><a>{}</a><b>1</b></Event>", "x".repeat(MAX_VALUE + 1))) else {
+    let Value::Items(items) = value(&format!("<Event><a>{}</a><b>1</b></Event>", "x".repeat(MAX_VALUE + 1)))
+    else {
         panic!()
     };
     assert_eq!(items[0].get("b").map(|text| &**text), Some("1"), "what is too long is cut");
@@ -170,7 +173,11 @@ fn odd_values_are_other_and_unknown_elements_are_skipped() {
         (r#"<val t:type="ManagedEntityStatus">purple</val>"#, Value::Text("purple".into())),
         (
             r#"<val t:type="ArrayOfString"><string>a</string></val>"#,
-            Value::Items(vec![Item { name: "string".into(), kind: "".into(), fields: vec![("".into(), "a".into())] }]),
+            Value::Items(vec![Item {
+                name: "string".into(),
+                kind: "".into(),
+                fields: vec![("".into(), "a".into())],
+            }]),
         ),
         (
             r#"<val t:type="ManagedObjectReference" type="Folder">f-1</val>"#,
@@ -223,9 +230,9 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
     assert!(sized.contains("<options><maxObjects>50</maxObjects></options>"));
     let (method, unpaged) = retrieve(&service, &Query::Tree(&["name"]), Paging::None);
     assert_eq!(method, Method::RetrieveProperties);
-    assert!(unpaged.ends_with(
-        "</objectSet></specSet></RetrieveProperties></soapenv:Body></soapenv:Envelope>"
-    ));
+    assert!(
+        unpaged.ends_with("</objectSet></specSet></RetrieveProperties></soapenv:Body></soapenv:Envelope>")
+    );
     assert!(continue_retrieve(&service, "0").contains("<token>0</token>"));
 }
 

@@ -64,8 +64,9 @@ impl Known {
     fn join(&mut self, vcenter: &Vcenter, inventory: &Inventory) {
         let by_name = inventory.match_host(&self.name, &vcenter.site, None);
         self.is_known_by_name = by_name.is_some();
-        let by_address =
-            || self.management.iter().find_map(|own| inventory.match_host(&self.name, &vcenter.site, Some(own)));
+        let by_address = || {
+            self.management.iter().find_map(|own| inventory.match_host(&self.name, &vcenter.site, Some(own)))
+        };
         let address = by_name.or_else(by_address).map(|host| &host.address);
         if address != self.address.as_ref() {
             self.series = Series::new(vcenter, &self.name, address);
@@ -186,7 +187,9 @@ impl VcenterReader for Reader {
         let is_green = is("overallStatus", "green");
         match detail {
             _ if *detail == SENSORS && is_green => Want::No,
-            _ if *detail == ADDRESSES && (known.is_known_by_name || !inventory.has_ip_addresses()) => Want::No,
+            _ if *detail == ADDRESSES && (known.is_known_by_name || !inventory.has_ip_addresses()) => {
+                Want::No
+            }
             _ if *detail == ADDRESSES || is_green => Want::Yes,
             _ => Want::Soon,
         }

@@ -100,7 +100,8 @@ impl Facts {
             ("build", &self.build),
             ("model", &self.model),
         ];
-        let facts = facts.into_iter().filter_map(|(key, value)| Some((Cow::from(key), Arc::clone(value.as_ref()?))));
+        let facts =
+            facts.into_iter().filter_map(|(key, value)| Some((Cow::from(key), Arc::clone(value.as_ref()?))));
         Attributes::new(own.pairs().iter().cloned().chain(facts))
     }
 }

@@ -45,7 +45,8 @@ pub(super) fn add_alarms(
         }
         let (severities, all_acknowledged) = alarms.entry(name).or_insert_with(|| (BTreeSet::new(), true));
         severities.insert(label(severity));
-        *all_acknowledged &= state.get("acknowledged").is_some_and(|text| &**text == "true" || &**text == "1");
+        *all_acknowledged &=
+            state.get("acknowledged").is_some_and(|text| &**text == "true" || &**text == "1");
     }
     for (name, (severities, acknowledged)) in alarms {
         let attributes = own.with("alarm", name);
