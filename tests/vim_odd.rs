@@ -193,7 +193,7 @@ async fn a_clock_that_is_hours_off_changes_nothing_but_the_times_it_tells() {
     sim.set_boot_time("esx0001.vc1", "2199-01-01T00:00:00+14:00");
     sim.set_boot_time("esx0002.vc1", "yesterday");
     poll(&mut poller, &readings).await.unwrap();
-    assert_eq!(set(&readings, "esxi.host.boot.timestamp"), ["esx0001.vc1 - 7226531200"]);
+    assert_eq!(set(&readings, "esxi.host.boot.timestamp"), ["esx0001.vc1 - 7226532000"]);
     assert_eq!(set(&readings, "esxi.overall_status").len(), 2);
     poller.logout().await;
 }

@@ -190,10 +190,15 @@ fn odd_values_are_other_and_unknown_elements_are_skipped() {
 
 #[test]
 fn an_answer_that_is_cut_anywhere_gives_nothing() {
-    let whole = recorded("vcsim-2026-08", "ContinueRetrievePropertiesEx-page3");
-    for end in 0..whole.len() {
-        let cut = read_page(Method::ContinueRetrievePropertiesEx, &whole[..end], &mut Interner::default());
-        assert!(matches!(cut, Err(NoResult::Unreadable(_))), "cut at {end}: {cut:?}");
+    for (method, name) in [
+        (Method::ContinueRetrievePropertiesEx, "ContinueRetrievePropertiesEx-page3"),
+        (Method::RetrievePropertiesEx, "RetrievePropertiesEx-services-one-host"),
+    ] {
+        let whole = recorded("vcsim-2026-08", name);
+        for end in 0..whole.len() {
+            let cut = read_page(method, &whole[..end], &mut Interner::default());
+            assert!(matches!(cut, Err(NoResult::Unreadable(_))), "{name} cut at {end}: {cut:?}");
+        }
     }
 }
 

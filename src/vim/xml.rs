@@ -9,6 +9,7 @@ use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
 use quick_xml::reader::NsReader;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// SOAP 1.1 envelope.
 pub const SOAP: &str = "http://schemas.xmlsoap.org/soap/envelope/";
@@ -21,6 +22,8 @@ pub const XSD: &str = "http://www.w3.org/2001/XMLSchema";
 
 /// Deepest nesting that is followed. The deepest answer that we ask for has 9 levels.
 const MAX_DEPTH: usize = 64;
+/// Most types that are remembered.
+const MAX_TYPES: usize = 32;
 /// Longest text of one element, bytes.
 const MAX_TEXT: usize = 64 * 1024;
 
@@ -73,7 +76,7 @@ pub struct Element<'a> {
     /// Its namespace.
     pub ns: Ns,
     /// Value of `xsi:type` without prefix.
-    pub xsi_type: Option<String>,
+    pub xsi_type: Option<Arc<str>>,
     tag: BytesStart<'a>,
 }
 
@@ -105,6 +108,8 @@ pub struct Cursor<'a> {
     reader: NsReader<&'a [u8]>,
     depth: usize,
     began: bool,
+    /// The types that were met: an answer has a few, each of them thousands of times.
+    types: Vec<Arc<str>>,
 }
 
 impl<'a> Cursor<'a> {
@@ -116,7 +121,7 @@ impl<'a> Cursor<'a> {
         })?;
         let mut reader = NsReader::from_str(text);
         reader.config_mut().expand_empty_elements = true;
-        Ok(Self { reader, depth: 0, began: false })
+        Ok(Self { reader, depth: 0, began: false, types: Vec::new() })
     }
 
     /// An error at the place that was reached.
@@ -250,7 +255,7 @@ impl<'a> Cursor<'a> {
 
     /// The local part of `xsi:type`. Its prefix names a schema (vim25 or XML Schema), whose type names do
     /// not overlap where it matters.
-    fn xsi_type(&self, tag: &BytesStart<'_>) -> Result<Option<String>, Unreadable> {
+    fn xsi_type(&mut self, tag: &BytesStart<'_>) -> Result<Option<Arc<str>>, Unreadable> {
         if tag.attributes_raw().is_empty() {
             return Ok(None);
         }
@@ -263,8 +268,15 @@ impl<'a> Cursor<'a> {
                 let value = attribute
                     .normalized_value(XmlVersion::Implicit1_0)
                     .map_err(|_| self.unreadable("a bad attribute"))?;
-                let local = value.rsplit(':').next().unwrap_or_default();
-                return Ok(Some(local.trim().to_owned()));
+                let local = value.rsplit(':').next().unwrap_or_default().trim();
+                if let Some(known) = self.types.iter().find(|known| &***known == local) {
+                    return Ok(Some(Arc::clone(known)));
+                }
+                let new: Arc<str> = local.into();
+                if self.types.len() < MAX_TYPES {
+                    self.types.push(Arc::clone(&new));
+                }
+                return Ok(Some(new));
             }
         }
         Ok(None)

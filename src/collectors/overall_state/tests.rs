@@ -4,7 +4,7 @@ use crate::config::HostReport;
 use crate::inventory::{Endpoint, Host, Inventory, Vcenter};
 use crate::metric::Sample;
 use crate::readings::Reading;
-use crate::vim::model::{Interner, ManagedObject, Reference, Value};
+use crate::vim::model::{Interner, Item, ManagedObject, Reference, Value};
 use crate::vim::property::read_page;
 use crate::vim::soap::{FaultKind, Method};
 use std::collections::{BTreeMap, HashMap};
@@ -56,7 +56,11 @@ fn inventory(addresses: &[&str]) -> Inventory {
 }
 
 fn recorded(name: &str) -> Vec<ManagedObject> {
-    let path = format!("{}/tests/fixtures/vim/vcsim-2026-08/{name}.xml", env!("CARGO_MANIFEST_DIR"));
+    recorded_by("vcsim-2026-08", name)
+}
+
+fn recorded_by(version: &str, name: &str) -> Vec<ManagedObject> {
+    let path = format!("{}/tests/fixtures/vim/{version}/{name}.xml", env!("CARGO_MANIFEST_DIR"));
     read_page(Method::RetrievePropertiesEx, &std::fs::read(path).unwrap(), &mut Interner::default())
         .unwrap()
         .objects
@@ -239,4 +243,104 @@ fn parents_that_go_round_in_circles_end() {
     ];
     let readings = read(&collector(), &objects, &Inventory::default());
     assert_eq!(lines(&readings), ["esxi.host.info{} 1"]);
+}
+
+fn item(name: &str, fields: &[(&str, &str)]) -> Item {
+    let fields = fields.iter().map(|(path, text)| ((*path).into(), (*text).into())).collect();
+    Item { name: name.into(), kind: "".into(), fields }
+}
+
+#[test]
+fn alarms_of_one_name_are_one_series_a_severity_acknowledged_when_all_are() {
+    let alarm = |id: &str, entity: &str, severity: &str, acknowledged: &str| {
+        let own =
+            [("entity", entity), ("alarm", id), ("overallStatus", severity), ("acknowledged", acknowledged)];
+        item("AlarmState", &own)
+    };
+    let host = host_with(&[(
+        "triggeredAlarmState",
+        Value::Items(vec![
+            alarm("alarm-4", "host-9", "red", "true"),
+            alarm("alarm-4", "host-9", "red", "false"),
+            alarm("alarm-4", "host-9", "yellow", "true"),
+            alarm("alarm-5", "host-9", "red", "true"),
+            alarm("alarm-6", "host-9", "green", "false"),
+            alarm("alarm-7", "vm-1", "red", "false"),
+            item("AlarmState", &[("entity", "host-9")]),
+        ]),
+    )]);
+    assert_eq!(
+        lines(&read(&collector(), &tree(host), &Inventory::default()))[1..],
+        [
+            "esxi.host.alarm{alarm=Host memory usage,severity=red} 1",
+            "esxi.host.alarm{alarm=Host memory usage,severity=yellow} 1",
+            "esxi.host.alarm.acknowledged{alarm=Host memory usage} 0",
+            "esxi.host.alarm{alarm=alarm-5,severity=red} 1",
+            "esxi.host.alarm.acknowledged{alarm=alarm-5} 1",
+        ]
+    );
+}
+
+#[test]
+fn a_management_address_is_that_of_the_selected_adapter_ipv4_first() {
+    let candidate = |key: &'static str, v6: &'static str, v4: &'static str| {
+        [
+            ("candidateVnic.key", key),
+            ("candidateVnic.spec.ip.ipV6Config.ipV6Address.ipAddress", v6),
+            ("candidateVnic.spec.ip.ipAddress", v4),
+        ]
+    };
+    let mut fields = vec![("nicType", "management")];
+    fields.extend(candidate("m.vmk0", "2001:db8::1", "10.0.0.1"));
+    fields.extend(candidate("m.vmk1", "2001:db8::2", "10.0.0.2"));
+    fields.push(("selectedVnic", "m.vmk1"));
+    let other = item("VirtualNicManagerNetConfig", &[("nicType", "vmotion"), ("candidateVnic.key", "v")]);
+    let configs = Value::Items(vec![other, item("VirtualNicManagerNetConfig", &fields)]);
+    let host = host_with(&[("config.virtualNicManagerInfo.netConfig", configs)]);
+    assert_eq!(
+        address::management(&host),
+        ["10.0.0.2".into(), "2001:db8::2".into()] as [std::sync::Arc<str>; 2]
+    );
+    assert!(address::management(&host_with(&[])).is_empty());
+}
+
+#[test]
+fn a_recorded_alarm_gets_its_recorded_name() {
+    let hosts = recorded_by("vcsim-0.56.0", "RetrievePropertiesEx-triggered-alarm");
+    let lookup = collector().reader().lookup(&hosts).unwrap();
+    assert_eq!((lookup.kind, lookup.property), ("Alarm", "info.name"));
+    assert_eq!(lookup.ids.iter().map(|id| &**id).collect::<Vec<_>>(), ["alarm-interop"]);
+    let alarm = recorded_by("vcsim-0.56.0", "RetrievePropertiesEx-alarm-name").remove(0);
+    assert_eq!((&*alarm.kind, &*alarm.id), ("Alarm", "alarm-interop"));
+    assert_eq!(alarm.text("info.name").map(|name| &**name), Some("Host memory status"));
+    let found = lines(&read(&collector(), &hosts, &Inventory::default()));
+    let alarms: Vec<_> = found.iter().filter(|line| line.contains("alarm")).collect();
+    assert_eq!(
+        alarms,
+        [
+            "esxi.host.alarm{alarm=alarm-interop,severity=red} 1",
+            "esxi.host.alarm.acknowledged{alarm=alarm-interop} 0",
+        ]
+    );
+}
+
+#[test]
+fn recorded_details_are_read() {
+    let host = recorded_by("vcsim-0.56.0", "RetrievePropertiesEx-net-config").remove(0);
+    assert_eq!(address::management(&host), ["127.0.0.1".into()] as [std::sync::Arc<str>; 1]);
+    let host = recorded_by("vcsim-0.56.0", "RetrievePropertiesEx-hardware-status").remove(0);
+    let own = crate::metric::Attributes::new([("hostsystem", "esx1")]);
+    assert!(details::hardware(&host, &own).is_empty(), "all is green");
+    let mut broken = host.clone();
+    for (_, value) in &mut broken.properties {
+        let Value::Items(items) = value else { panic!("{value:?}") };
+        let (_, key) = items[1].fields.iter_mut().find(|(path, _)| &**path == "status.key").unwrap();
+        *key = "Red".into();
+    }
+    let samples = details::hardware(&broken, &own);
+    let labels: Vec<_> = samples[0].attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(labels, ["component=CPU socket #1", "hostsystem=esx1", "kind=cpu", "state=red"]);
+    assert_eq!(samples.len(), 1);
+    let host = recorded("RetrievePropertiesEx-services-one-host").remove(0);
+    assert_eq!(details::services(&host, &own).len(), 12);
 }
