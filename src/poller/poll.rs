@@ -21,6 +21,8 @@ use tracing::{Instrument, Span};
 
 /// Properties without which nothing else makes sense.
 const ALWAYS: [&str; 2] = ["name", "parent"];
+/// Most hosts that are asked for by name; more are as quickly read with all the others.
+const MOST_HINTED: usize = 200;
 /// A look-up must not keep the news waiting for longer.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 /// So many objects of one look-up may turn out to be gone.
@@ -149,9 +151,11 @@ impl VcenterPoller {
     /// the series of the others stand. For hosts about which there is a hint that they have changed.
     ///
     /// A change of the tree can't be told by that: where there was no whole poll yet, or one of the hosts
-    /// is new, gone, renamed or moved, this is a whole poll. Within the same limit of time.
+    /// is new, gone, renamed or moved, this is a whole poll. So it is where there are more hosts than are
+    /// worth a list of them. Within the same limit of time.
     pub async fn poll_hosts(&mut self, hosts: &[Arc<str>], inventory: &Inventory) -> Polled {
-        let known = !hosts.is_empty() && hosts.iter().all(|host| self.hosts.contains_key(host));
+        let known = (1..=MOST_HINTED).contains(&hosts.len())
+            && hosts.iter().all(|host| self.hosts.contains_key(host));
         self.poll_scope(if known { Scope::Hosts(hosts) } else { Scope::Tree }, inventory).await
     }
 
