@@ -12,6 +12,7 @@ use esxi_otel_agent::config::{
 use esxi_otel_agent::outcome::{Failure, FailureReason};
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::sink::{Fault, Log, Seen, Signal, Sink, SinkOptions};
+use esxi_otel_agent::span::PastSpan;
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::telemetry::{Console, Telemetry, Verbosity};
 use export::{LIMIT, otlp};
@@ -45,6 +46,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
             verify_tls: true,
             ca_file: None,
             page_size: 0,
+            unpaged: false,
             connect_timeout: second,
             call_timeout: second,
         },
@@ -102,7 +104,8 @@ fn visit(telemetry: &Telemetry, host: &str, failed: bool) {
         tracing::info_span!(target: "esxi_otel_agent::simulator::host", "simulated").in_scope(|| {});
         let times = (SystemTime::now(), SystemTime::now());
         let failure = failed.then(|| Failure::new(FailureReason::CommandTimeout, "no answer"));
-        telemetry.past_spans().add(&root, "script hostd", times, vec![], failure.as_ref());
+        let span = || PastSpan { name: "script hostd".into(), times, attributes: vec![], failure };
+        telemetry.past_spans().below(&root).add(span);
     });
 }
 

@@ -3,13 +3,13 @@
 
 use esxi_otel_agent::collectors::critical_service::CriticalService;
 use esxi_otel_agent::collectors::overall_state::OverallState;
-use esxi_otel_agent::collectors::{Answer, HostCollector, Reply, VcenterCollector};
-use esxi_otel_agent::config::{CriticalServiceConfig, NotInstalled, OverallStateConfig, Service};
+use esxi_otel_agent::collectors::{Answer, HostCollector, Reply, VcenterAnswer, VcenterCollector};
+use esxi_otel_agent::config::{CriticalServiceConfig, HostReport, NotInstalled, OverallStateConfig, Service};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, Vcenter};
 use esxi_otel_agent::poller::series::{conclude_poll, conclude_visit};
 use esxi_otel_agent::readings::{Readings, Report};
 use esxi_otel_agent::vim::model::{ManagedObject, Reference, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +42,8 @@ impl Fleet {
             services: SERVICES.iter().map(service).collect(),
             not_installed: NotInstalled::Stopped,
         });
-        let overall_state = OverallStateConfig { interval: MINUTE, stale_after: MINUTE * 3 };
+        let overall_state =
+            OverallStateConfig { interval: MINUTE, stale_after: MINUTE * 3, report: HostReport::default() };
         Self { inventory, answers, critical_service, overall_state: OverallState::new(&overall_state) }
     }
 
@@ -64,10 +65,15 @@ impl Fleet {
             conclude_visit(readings, host, None, Duration::from_millis(400) + MINUTE / 1_000 * round);
         }
         for (vcenter, objects) in &self.answers {
+            let inventory = &self.inventory;
+            let (tree, hosts) =
+                objects.split_at(objects.partition_point(|object| &*object.kind != "HostSystem"));
+            let texts = &HashMap::new();
+            let answer = VcenterAnswer { vcenter, tree, hosts, is_whole: true, inventory, texts };
             readings.record(Report {
                 target: vcenter.id(),
                 collector: self.overall_state.name(),
-                readings: self.overall_state.read(vcenter, objects, &self.inventory),
+                readings: self.overall_state.reader().read(&answer),
                 stale_after: Some(self.overall_state.stale_after()),
             });
             conclude_poll(readings, vcenter, None, Duration::from_millis(900) + MINUTE / 1_000 * round);

@@ -5,13 +5,15 @@
 pub mod command;
 pub mod critical_service;
 pub mod overall_state;
+mod vcenter;
+
+pub use vcenter::{Detail, Lookup, VcenterAnswer, VcenterCollector, VcenterReader, Want};
 
 use crate::config::Config;
-use crate::inventory::{Host, Inventory, Vcenter};
+use crate::inventory::Host;
 use crate::metric::MetricDef;
 use crate::outcome::FailureReason;
 use crate::readings::Reading;
-use crate::vim::model::ManagedObject;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,21 +74,6 @@ pub trait HostCollector: Send + Sync {
     fn questions(&self) -> &[Question];
     /// Reads the answer to one of its questions.
     fn read(&self, host: &Host, answer: &Answer) -> Verdict;
-}
-
-/// A collector that reads properties from vCenters.
-pub trait VcenterCollector: Send + Sync {
-    /// Its name in configuration, logs and the readings.
-    fn name(&self) -> &'static str;
-    /// Pause between two polls.
-    fn interval(&self) -> Duration;
-    /// Age at which its readings are no longer reported.
-    fn stale_after(&self) -> Duration;
-    /// Which properties of HostSystem it needs (paths such as `runtime.connectionState`).
-    fn host_properties(&self) -> &'static [&'static str];
-    /// Reads a whole answer: the vCenter's folders, datacenters, clusters and hosts. `inventory` is for
-    /// the join key `address`.
-    fn read(&self, vcenter: &Vcenter, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading>;
 }
 
 /// The metrics of a collector, for the catalogue.

@@ -1,14 +1,18 @@
-//! What a vCenter says of its hosts: overall status, connection, power, maintenance, what they are.
+//! What a vCenter says of its hosts: overall status and why it is what it is, connection, power,
+//! maintenance, what they are.
+//!
+//! Alarms and configuration issues come with each poll. Hardware, sensors and services are details: large,
+//! and slow to change.
 
-use super::VcenterCollector;
+mod details;
+mod reader;
+mod series;
+mod why;
+
+use super::{Detail, VcenterCollector, VcenterReader};
 use crate::config::OverallStateConfig;
-use crate::inventory::{Inventory, Vcenter};
-use crate::metric::{Attributes, Cadence, Kind, MetricDef, Sample, Unit};
-use crate::readings::Reading;
-use crate::vim::model::{ManagedObject, Reference, entity_name};
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::metric::{Cadence, Kind, MetricDef, Unit};
+use crate::vim::management::NET_CONFIG;
 use std::time::Duration;
 
 /// Attributes of every series but the status: `address` is the join key to the series that come by SSH.
@@ -63,6 +67,37 @@ pub static BOOT_TIME: MetricDef = MetricDef {
     attributes: HOST,
 };
 
+/// `HostSystem.triggeredAlarmState`.
+pub static ALARM: MetricDef = state(
+    "esxi.host.alarm",
+    "1 while the alarm of that name is triggered on the host itself; severity is red or yellow.",
+    &["address", "alarm", "hostsystem", "severity", "site", "vcenter"],
+);
+/// `AlarmState.acknowledged`.
+pub static ALARM_ACKNOWLEDGED: MetricDef = state(
+    "esxi.host.alarm.acknowledged",
+    "Whether somebody has acknowledged the triggered alarm: 1 or 0.",
+    &["address", "alarm", "hostsystem", "site", "vcenter"],
+);
+/// `HostSystem.configIssue`.
+pub static CONFIG_ISSUE: MetricDef = state(
+    "esxi.host.config_issue",
+    "1 while the vCenter sees the issue in the host's configuration; issue is the event type's identifier.",
+    &["address", "hostsystem", "issue", "site", "vcenter"],
+);
+/// `HostHardwareStatusInfo`, and `HostNumericSensorInfo` where it was asked for.
+pub static HARDWARE_HEALTH: MetricDef = state(
+    "esxi.host.hardware.health",
+    "1 for each component that is yellow or red; kind is cpu, memory, storage, or a sensor's type and _sensor.",
+    &["address", "component", "hostsystem", "kind", "site", "state", "vcenter"],
+);
+/// `HostService.running`.
+pub static SERVICE_RUNNING: MetricDef = state(
+    "esxi.host.service.running",
+    "What the vCenter says of the host's own services: 1 running, 0 not; policy is on, off or automatic.",
+    &["address", "hostsystem", "policy", "service", "site", "vcenter"],
+);
+
 /// Every metric of this collector.
 pub static METRICS: super::Metrics = &[
     &OVERALL_STATUS,
@@ -73,6 +108,11 @@ pub static METRICS: super::Metrics = &[
     &QUARANTINE_MODE,
     &REBOOT_REQUIRED,
     &BOOT_TIME,
+    &ALARM,
+    &ALARM_ACKNOWLEDGED,
+    &CONFIG_ISSUE,
+    &HARDWARE_HEALTH,
+    &SERVICE_RUNNING,
 ];
 
 /// Leaves only: a whole `runtime` or `summary` is 40 KB a host.
@@ -89,122 +129,58 @@ const PROPERTIES: &[&str] = &[
     "summary.config.product.version",
     "summary.config.product.build",
     "summary.hardware.model",
+    "triggeredAlarmState",
+    "configIssue",
 ];
 
-/// `HostSystemConnectionState`.
-const CONNECTION_STATES: &[&str] = &["connected", "disconnected", "notResponding"];
-/// `HostSystemPowerState`.
-const POWER_STATES: &[&str] = &["poweredOn", "poweredOff", "standBy", "unknown"];
+/// Pause between two readings of what is large and slow to change.
+const SLOW: Duration = Duration::from_secs(600);
 
-/// Deepest tree that is walked up, against a loop of parents.
-const MAX_DEPTH: usize = 64;
-/// Most things that are said once each.
-const MAX_SAID: usize = 1000;
+/// Summary of the hardware: 0.7 KB a host and more.
+const HARDWARE: Detail = Detail {
+    name: "hardware",
+    properties: &["runtime.healthSystemRuntime.hardwareStatusInfo"],
+    every: SLOW,
+    most_hosts: 1000,
+};
+/// Every sensor: 37 KB a host, so of hosts that are not green alone.
+const SENSORS: Detail = Detail {
+    name: "sensors",
+    properties: &["runtime.healthSystemRuntime.systemHealthInfo.numericSensorInfo"],
+    every: SLOW,
+    most_hosts: 50,
+};
+/// 4.5 KB a host.
+const SERVICES: Detail =
+    Detail { name: "services", properties: &["config.service.service"], every: SLOW, most_hosts: 500 };
+/// Which address the host is managed by: no small property tells, so it is asked of those hosts alone that
+/// the inventory does not know by name.
+const ADDRESSES: Detail =
+    Detail { name: "addresses", properties: &[NET_CONFIG], every: SLOW, most_hosts: 100 };
 
 /// The overall state collector.
 #[derive(Debug)]
 pub struct OverallState {
     interval: Duration,
     stale_after: Duration,
-    /// What was said already, so that it is said once and not at each poll.
-    said: Mutex<HashSet<String>>,
+    details: Vec<Detail>,
 }
 
 impl OverallState {
     /// The collector with its configuration.
     pub fn new(config: &OverallStateConfig) -> Self {
-        Self { interval: config.interval, stale_after: config.stale_after, said: Mutex::default() }
-    }
-
-    fn say_once(&self, line: String) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.len() < MAX_SAID && !said.contains(&line) {
-            tracing::warn!("{line}");
-            said.insert(line);
+        let report = &config.report;
+        let details = [
+            (report.hardware, HARDWARE),
+            (report.sensors, SENSORS),
+            (report.services, SERVICES),
+            (true, ADDRESSES),
+        ];
+        Self {
+            interval: config.interval,
+            stale_after: config.stale_after,
+            details: details.into_iter().filter(|(on, _)| *on).map(|(_, detail)| detail).collect(),
         }
-    }
-
-    /// 2 green, 1 yellow, 0 red, -1 gray. What a later version may add is unknown, like gray.
-    fn status(&self, vcenter: &Vcenter, status: &str) -> f64 {
-        match status {
-            "green" => 2.0,
-            "yellow" => 1.0,
-            "red" => 0.0,
-            "gray" => -1.0,
-            other => {
-                self.say_once(format!(
-                    "vCenter {}: unknown overallStatus {:?}, reported as -1",
-                    vcenter.address,
-                    shown(other)
-                ));
-                -1.0
-            }
-        }
-    }
-
-    /// One series for each known state. A state that nobody knows is `unknown` where there is such a one,
-    /// or else all of them are 0.
-    fn states(
-        &self,
-        samples: &mut Vec<Sample>,
-        vcenter: &Vcenter,
-        (def, known): (&'static MetricDef, &'static [&'static str]),
-        attributes: &Attributes,
-        current: &str,
-    ) {
-        let mut current = current;
-        if !known.contains(&current) {
-            let shown = shown(current);
-            self.say_once(format!("vCenter {}: unknown state {shown:?} for {}", vcenter.address, def.name));
-            current = "unknown";
-        }
-        for state in known {
-            let value = if *state == current { 1.0 } else { 0.0 };
-            samples.push(Sample::new(def, attributes.with("state", *state), value));
-        }
-    }
-
-    fn host(
-        &self,
-        vcenter: &Vcenter,
-        host: &ManagedObject,
-        name: &str,
-        tree: &Tree<'_>,
-        inventory: &Inventory,
-    ) -> Vec<Sample> {
-        let mut samples = Vec::with_capacity(16);
-        let own: Attributes = Attributes::new([
-            ("vcenter", Arc::clone(&vcenter.address)),
-            ("site", Arc::clone(&vcenter.site)),
-            ("hostsystem", Arc::from(name)),
-        ]);
-        if let Some(status) = host.text("overallStatus") {
-            samples.push(Sample::new(&OVERALL_STATUS, own.clone(), self.status(vcenter, status)));
-        }
-        let attributes = match inventory.match_host(name, &vcenter.site, None) {
-            Some(known) => own.with("address", Arc::clone(&known.address)),
-            None => own,
-        };
-        samples.push(Sample::new(&INFO, tree.info(host, &attributes), 1.0));
-        if let Some(state) = host.text("runtime.connectionState") {
-            self.states(&mut samples, vcenter, (&CONNECTION_STATE, CONNECTION_STATES), &attributes, state);
-        }
-        if let Some(state) = host.text("runtime.powerState") {
-            self.states(&mut samples, vcenter, (&POWER_STATE, POWER_STATES), &attributes, state);
-        }
-        for (def, property) in [
-            (&MAINTENANCE_MODE, "runtime.inMaintenanceMode"),
-            (&QUARANTINE_MODE, "runtime.inQuarantineMode"),
-            (&REBOOT_REQUIRED, "summary.rebootRequired"),
-        ] {
-            if let Some(flag) = host.flag(property) {
-                samples.push(Sample::new(def, attributes.clone(), f64::from(u8::from(flag))));
-            }
-        }
-        if let Some(time) = host.time("runtime.bootTime") {
-            samples.push(Sample::new(&BOOT_TIME, attributes, time));
-        }
-        samples
     }
 }
 
@@ -225,85 +201,14 @@ impl VcenterCollector for OverallState {
         PROPERTIES
     }
 
-    /// One part a host, by the vCenter's identifier, which survives a renaming.
-    fn read(&self, vcenter: &Vcenter, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading> {
-        let tree = Tree::new(objects);
-        let mut names = HashSet::new();
-        let mut readings = Vec::new();
-        for host in objects.iter().filter(|object| &*object.kind == "HostSystem") {
-            let Some(name) = host.name() else {
-                self.say_once(format!(
-                    "vCenter {}: {} has no readable name, left out",
-                    vcenter.address, host.id
-                ));
-                continue;
-            };
-            // Two series with the same attributes would make the whole page invalid for Prometheus.
-            if names.contains(&name) {
-                let name = shown(&name);
-                self.say_once(format!("vCenter {}: a second host {name:?}, left out", vcenter.address));
-                continue;
-            }
-            let samples = self.host(vcenter, host, &name, &tree, inventory);
-            names.insert(name);
-            readings.push(Reading { part: Arc::clone(&host.id), samples });
-        }
-        readings
-    }
-}
-
-/// The objects by identity, for walking up.
-struct Tree<'a>(HashMap<(&'a str, &'a str), &'a ManagedObject>);
-
-impl<'a> Tree<'a> {
-    fn new(objects: &'a [ManagedObject]) -> Self {
-        let inner = objects.iter().filter(|object| &*object.kind != "HostSystem");
-        Self(inner.map(|object| ((&*object.kind, &*object.id), object)).collect())
+    fn details(&self) -> &[Detail] {
+        &self.details
     }
 
-    fn above(&self, reference: Option<&Reference>) -> Option<&'a ManagedObject> {
-        let reference = reference?;
-        self.0.get(&(&*reference.kind, &*reference.id)).copied()
+    fn reader(&self) -> Box<dyn VcenterReader> {
+        Box::new(reader::Reader::default())
     }
-
-    /// The attributes of [`INFO`]: what is not known is left out. A host of its own stands below a
-    /// ComputeResource that is no cluster.
-    fn info(&self, host: &ManagedObject, attributes: &Attributes) -> Attributes {
-        let mut pairs: Vec<(Cow<'static, str>, Arc<str>)> = attributes.pairs().to_vec();
-        let mut at = self.above(host.parent());
-        for _ in 0..MAX_DEPTH {
-            let Some(object) = at else { break };
-            let key = match &*object.kind {
-                "ClusterComputeResource" => Some("cluster"),
-                "Datacenter" => Some("datacenter"),
-                _ => None,
-            };
-            if let (Some(key), Some(name)) = (key, object.text("name")) {
-                pairs.push((key.into(), entity_name(name).into()));
-            }
-            if key == Some("datacenter") {
-                break;
-            }
-            at = self.above(object.parent());
-        }
-        for (key, property) in [
-            ("version", "summary.config.product.version"),
-            ("build", "summary.config.product.build"),
-            ("model", "summary.hardware.model"),
-        ] {
-            if let Some(text) = host.text(property).filter(|text| !text.trim().is_empty()) {
-                pairs.push((key.into(), text.trim().into()));
-            }
-        }
-        Attributes::new(pairs)
-    }
-}
-
-/// A peer's word in a log line: not more than a line's worth of it.
-fn shown(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 #[cfg(test)]
-#[path = "overall_state_tests.rs"]
 mod tests;

@@ -3,7 +3,7 @@
 use super::load::{DAY, SECOND};
 use super::section::{At, By, Element, Section};
 use super::values::{boolean, duration, integer, one_of, text};
-use super::{CriticalServiceConfig, NotInstalled, OverallStateConfig, Service};
+use super::{CriticalServiceConfig, HostReport, NotInstalled, OverallStateConfig, Service};
 use crate::config::file::Value;
 use std::time::Duration;
 
@@ -34,7 +34,17 @@ pub(super) fn resolve(root: &mut Section<'_>) -> Collectors {
 fn overall_state(mut section: Section<'_>, on_by_default: bool) -> Option<At<OverallStateConfig>> {
     let enabled = section.setting("enabled", boolean).or(on_by_default);
     let (interval, stale_after) = pace(&mut section, Duration::from_secs(30));
-    switched(enabled, OverallStateConfig { interval, stale_after })
+    let report = host_report(section.section("report"));
+    switched(enabled, OverallStateConfig { interval, stale_after, report })
+}
+
+fn host_report(mut section: Section<'_>) -> HostReport {
+    let default = HostReport::default();
+    HostReport {
+        services: section.setting("services", boolean).or(default.services).value,
+        hardware: section.setting("hardware", boolean).or(default.hardware).value,
+        sensors: section.setting("sensors", boolean).or(default.sensors).value,
+    }
 }
 
 fn critical_service(mut section: Section<'_>, on_by_default: bool) -> Option<At<CriticalServiceConfig>> {

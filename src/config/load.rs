@@ -287,13 +287,18 @@ fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
     if let Some(ca_file) = &ca_file {
         super::otlp::check_certificates(context, ca_file);
     }
-    let page_size = section.setting("page_size", integer(0..=100_000)).or(0).value;
+    let page_size = section.setting("page_size", integer(0..=100_000)).or(0);
+    let unpaged = section.setting("unpaged", boolean).or(false);
+    if unpaged.value && page_size.is_given() && page_size.value > 0 {
+        context.problem_at(&page_size, "has no effect with vcenter.unpaged: true");
+    }
+    let (page_size, unpaged) = (page_size.value, unpaged.value);
     let mut timeouts = section.section("timeouts");
     let limit = || duration(Duration::from_millis(100)..=SECOND * 600);
     let connect_timeout = timeouts.setting("connect", limit()).or(SECOND * 10).value;
     let call_timeout = timeouts.setting("call", limit()).or(SECOND * 60).value;
     let ca_file = ca_file.map(|ca_file| ca_file.value);
-    VcenterConfig { verify_tls, ca_file, page_size, connect_timeout, call_timeout }
+    VcenterConfig { verify_tls, ca_file, page_size, unpaged, connect_timeout, call_timeout }
 }
 
 fn prometheus(root: &mut Section<'_>) -> Option<PrometheusConfig> {

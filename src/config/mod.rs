@@ -61,6 +61,25 @@ pub struct OverallStateConfig {
     pub interval: Duration,
     /// Age at which a reading is no longer reported.
     pub stale_after: Duration,
+    /// What is reported of a host beyond its state.
+    pub report: HostReport,
+}
+
+/// What is read from vCenters of their hosts, at a slow pace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostReport {
+    /// The host's own services, 12 series a host.
+    pub services: bool,
+    /// Components of the hardware that are not well.
+    pub hardware: bool,
+    /// Sensors that are not well, of hosts that are not green.
+    pub sensors: bool,
+}
+
+impl Default for HostReport {
+    fn default() -> Self {
+        Self { services: false, hardware: true, sensors: true }
+    }
 }
 
 /// The critical service collector.
@@ -137,6 +156,8 @@ pub struct VcenterConfig {
     pub ca_file: Option<PathBuf>,
     /// Objects a page to ask for; 0 = the server decides.
     pub page_size: u32,
+    /// Read everything in one answer, by the method of API 4.0, instead of page by page.
+    pub unpaged: bool,
     /// Limit of name look-up, TCP connect and TLS handshake.
     pub connect_timeout: Duration,
     /// Limit of one SOAP call.

@@ -12,6 +12,8 @@ pub(super) struct Index {
     by_name: HashMap<String, Match>,
     by_alias_and_site: HashMap<(String, Arc<str>), Match>,
     by_label_and_site: HashMap<(String, Arc<str>), Match>,
+    /// Whether some host's address is an IP address.
+    pub(super) has_ip_addresses: bool,
 }
 
 /// What a vCenter that lists its hosts calls one of them.
@@ -42,6 +44,7 @@ impl Index {
             if let Some(label) = first_label(&name) {
                 add(&mut index.by_label_and_site, (label.to_owned(), Arc::clone(&host.site)), at);
             }
+            index.has_ip_addresses |= name.parse::<IpAddr>().is_ok();
             add(&mut index.by_name, name, at);
         }
         for Alias { name, site, address } in aliases {

@@ -174,6 +174,11 @@ impl Inventory {
     pub fn match_host(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<&Arc<Host>> {
         self.all_hosts.get(self.join.find(name, site, management_address)?)
     }
+
+    /// Whether the address of some host is an IP address: only then can a `management_address` match.
+    pub fn has_ip_addresses(&self) -> bool {
+        self.join.has_ip_addresses
+    }
 }
 
 fn sorted<T>(mut targets: Vec<T>, address: impl Fn(&T) -> &Arc<str>) -> Vec<Arc<T>> {

@@ -12,7 +12,8 @@ use crate::outcome::Failure;
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use crate::vim::client::Access;
-use crate::vim::model::{ManagedObject, Reference, Value, entity_name};
+use crate::vim::management::{self, NET_CONFIG};
+use crate::vim::model::{ManagedObject, Reference, entity_name};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
@@ -23,8 +24,6 @@ use tracing::instrument::WithSubscriber;
 
 /// What tells a host of a list.
 const PROPERTIES: &[&str] = &["name", "parent", "runtime.connectionState", "runtime.inMaintenanceMode"];
-/// Its interfaces and what they are for: some kilobytes a host.
-const NET_CONFIG: &str = "config.virtualNicManagerInfo.netConfig";
 /// Deepest tree that is walked up, against a loop of parents.
 const MAX_DEPTH: usize = 64;
 
@@ -60,10 +59,11 @@ impl HostList {
     pub(super) async fn found(
         &mut self,
         vcenter: &Arc<Vcenter>,
-        objects: &[ManagedObject],
+        tree: &[ManagedObject],
+        hosts: &[ManagedObject],
     ) -> Option<Arc<Inventory>> {
         self.discovery.of(vcenter)?;
-        let hosts = hosts(objects);
+        let hosts = found(tree, hosts);
         let ids = || hosts.iter().map(|host| Arc::clone(&host.id)).collect::<HashSet<_>>();
         if self.reads_addresses {
             self.addresses = Some((Instant::now(), ids()));
@@ -81,21 +81,14 @@ impl HostList {
 }
 
 /// The hosts of an answer. One without a readable name is none.
-fn hosts(objects: &[ManagedObject]) -> Vec<FoundHost> {
-    let places: HashMap<&str, &ManagedObject> = objects
-        .iter()
-        .filter(|object| &*object.kind != "HostSystem")
-        .map(|object| (&*object.id, object))
-        .collect();
+fn found(tree: &[ManagedObject], hosts: &[ManagedObject]) -> Vec<FoundHost> {
+    let places: HashMap<&str, &ManagedObject> = tree.iter().map(|object| (&*object.id, object)).collect();
     let host = |object: &ManagedObject| {
         let (cluster, datacenter) = whereabouts(&places, object.parent());
         Some(FoundHost {
             id: Arc::clone(&object.id),
             name: object.name()?.into(),
-            management_address: match object.get(NET_CONFIG) {
-                Some(Value::ManagementAddress(address)) => Some(*address),
-                _ => None,
-            },
+            management_address: management::addresses(object).first().copied(),
             connection: match object.text("runtime.connectionState").map(|state| &**state) {
                 Some("disconnected") => Connection::Disconnected,
                 Some("notResponding") => Connection::NotResponding,
@@ -106,7 +99,7 @@ fn hosts(objects: &[ManagedObject]) -> Vec<FoundHost> {
             datacenter,
         })
     };
-    objects.iter().filter(|object| &*object.kind == "HostSystem").filter_map(host).collect()
+    hosts.iter().filter_map(host).collect()
 }
 
 /// Cluster and datacenter. A host of its own stands below a ComputeResource that is no cluster.

@@ -5,10 +5,12 @@
 //! its end is counted.
 
 mod callers;
+mod details;
 mod host_lists;
 mod hosts;
 mod hung;
 mod lane;
+mod lookups;
 pub mod poll;
 pub mod pool;
 mod schedule;

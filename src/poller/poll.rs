@@ -1,15 +1,18 @@
 //! One vCenter, asked once.
 
+use super::details::Plan;
 use super::host_lists::HostList;
-use crate::collectors::VcenterCollector;
+use super::lookups::Lookups;
+use crate::collectors::{Detail, Lookup, VcenterAnswer, VcenterCollector, VcenterReader};
 use crate::config::VcenterConfig;
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::readings::{Reading, Report};
 use crate::stats::Stats;
 use crate::vim::VimClient;
-use crate::vim::client::Access;
-use crate::vim::model::ManagedObject;
+use crate::vim::client::{Access, VimError};
+use crate::vim::model::{ManagedObject, Reference};
+use crate::vim::property::Query;
 use crate::vim::soap::FaultKind;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -19,12 +22,22 @@ use tracing::{Instrument, Span};
 
 /// Properties without which nothing else makes sense.
 const ALWAYS: [&str; 2] = ["name", "parent"];
+/// Most hosts that are asked for by name; more are as quickly read with all the others.
+const MOST_HINTED: usize = 200;
+/// A look-up must not keep the news waiting for longer.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+/// So many objects of one look-up may turn out to be gone.
+const MOST_GONE: usize = 5;
+/// Readings of a detail are stale after so many of its paces.
+const STALE_PACES: u32 = 3;
 
 /// What a poll brought.
 #[derive(Debug)]
 pub struct Polled {
     /// For the readings; empty when the poll failed, so that the old ones stand until they are stale.
     pub reports: Vec<Report>,
+    /// Whether every host was asked about, so that one that is not in the reports is none of the vCenter's.
+    pub is_whole: bool,
     /// How it ended.
     pub outcome: Result<(), Failure>,
     /// How long it took.
@@ -36,21 +49,63 @@ pub struct Polled {
 pub struct VcenterPoller {
     vcenter: Arc<Vcenter>,
     config: VcenterConfig,
-    collectors: Vec<Arc<dyn VcenterCollector>>,
+    collectors: Vec<Bound>,
     access: Access,
     stats: Arc<Stats>,
     client: Option<VimClient>,
-    /// What this vCenter's version does not know, and which version that is.
-    unknown: BTreeSet<String>,
-    api_version: String,
-    /// Number of hosts in the last whole answer.
-    hosts: usize,
+    unknown: Unknown,
+    /// When the poll that began last has to have ended, its details included.
+    until: Instant,
+    /// The details and look-ups of which it was said that they fail.
+    failing: BTreeSet<&'static str>,
+    /// What is above the hosts, from the last whole answer.
+    tree: Vec<ManagedObject>,
+    /// The hosts of the last whole answer by id: name and parent.
+    hosts: HashMap<Arc<str>, Place>,
     /// Whether it was said that something is unreadable.
     said_unreadable: bool,
-    /// The parts of the last report, so that the series of a host that is gone can be ended.
-    reported: HashMap<&'static str, HashSet<Arc<str>>>,
     /// The vCenter's list of hosts, for the inventory.
     list: Option<HostList>,
+}
+
+/// A collector with what it knows of this vCenter.
+struct Bound {
+    collector: Arc<dyn VcenterCollector>,
+    reader: Box<dyn VcenterReader>,
+    lookups: Lookups,
+    /// One for each of the collector's details.
+    plans: Vec<Plan>,
+    /// The parts of the last whole report, so that the series of a host that is gone can be ended.
+    reported: HashSet<Arc<str>>,
+}
+
+/// What a vCenter's version does not know of hosts, and which version that is.
+#[derive(Default)]
+struct Unknown {
+    properties: BTreeSet<String>,
+    api_version: String,
+}
+
+/// What ties a host to its name and into the tree.
+#[derive(Debug, PartialEq)]
+struct Place {
+    name: Option<Arc<str>>,
+    parent: Option<Reference>,
+}
+
+impl Place {
+    fn of(host: &ManagedObject) -> Self {
+        Self { name: host.text("name").cloned(), parent: host.parent().cloned() }
+    }
+}
+
+/// What is to be asked about.
+#[derive(Debug, Clone, Copy)]
+enum Scope<'a> {
+    /// The whole tree.
+    Tree,
+    /// These hosts.
+    Hosts(&'a [Arc<str>]),
 }
 
 impl VcenterPoller {
@@ -62,18 +117,26 @@ impl VcenterPoller {
         access: Access,
         stats: Arc<Stats>,
     ) -> Self {
+        let bound = |collector: Arc<dyn VcenterCollector>| Bound {
+            reader: collector.reader(),
+            lookups: Lookups::default(),
+            plans: collector.details().iter().map(|_| Plan::default()).collect(),
+            reported: HashSet::new(),
+            collector,
+        };
         Self {
             vcenter,
             config,
-            collectors,
+            collectors: collectors.into_iter().map(bound).collect(),
             access,
             stats,
             client: None,
-            unknown: BTreeSet::new(),
-            api_version: String::new(),
-            hosts: 0,
+            unknown: Unknown::default(),
+            until: Instant::now(),
+            failing: BTreeSet::new(),
+            tree: Vec::new(),
+            hosts: HashMap::new(),
             said_unreadable: false,
-            reported: HashMap::new(),
             list: None,
         }
     }
@@ -92,6 +155,22 @@ impl VcenterPoller {
 
     /// Reads the vCenter once, for all collectors. Never takes longer than the shortest of their intervals.
     pub async fn poll(&mut self, inventory: &Inventory) -> Polled {
+        self.poll_scope(Scope::Tree, inventory).await
+    }
+
+    /// Reads these hosts alone (by their ids, `host-15` say) in one small request, and reports them alone:
+    /// the series of the others stand. For hosts about which there is a hint that they have changed.
+    ///
+    /// A change of the tree can't be told by that: where there was no whole poll yet, or one of the hosts
+    /// is new, gone, renamed or moved, this is a whole poll. So it is where there are more hosts than are
+    /// worth a list of them. Within the same limit of time.
+    pub async fn poll_hosts(&mut self, hosts: &[Arc<str>], inventory: &Inventory) -> Polled {
+        let known = (1..=MOST_HINTED).contains(&hosts.len())
+            && hosts.iter().all(|host| self.hosts.contains_key(host));
+        self.poll_scope(if known { Scope::Hosts(hosts) } else { Scope::Tree }, inventory).await
+    }
+
+    async fn poll_scope(&mut self, scope: Scope<'_>, inventory: &Inventory) -> Polled {
         let span = tracing::info_span!(
             parent: None,
             "poll",
@@ -101,25 +180,26 @@ impl VcenterPoller {
             vim.objects = tracing::field::Empty,
         );
         let started = Instant::now();
-        let limit = self.collectors.iter().map(|collector| collector.interval()).min();
+        let limit = self.collectors.iter().map(|bound| bound.collector.interval()).min();
         let limit = limit.unwrap_or(self.config.call_timeout);
+        self.until = started + limit;
         let id = self.vcenter.id();
-        let read = self.read(inventory, started + limit).instrument(span.clone());
+        let read = self.read(scope, inventory, self.until).instrument(span.clone());
         let result = tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
             let line = format!("polling {id} took longer than its interval of {} s", limit.as_secs_f64());
             Err(Failure::new(FailureReason::CommandTimeout, line))
         });
-        let (reports, outcome) = match result {
-            Ok(reports) => (reports, Ok(())),
+        let (reports, is_whole, outcome) = match result {
+            Ok((reports, is_whole)) => (reports, is_whole, Ok(())),
             Err(failure) => {
                 crate::span::fail(&span, &failure);
-                if let Some(list) = &self.list {
+                if let (Scope::Tree, Some(list)) = (scope, &self.list) {
                     list.failed(&self.vcenter, &failure).await;
                 }
-                (Vec::new(), Err(failure))
+                (Vec::new(), false, Err(failure))
             }
         };
-        Polled { reports, outcome, duration: started.elapsed() }
+        Polled { reports, is_whole, outcome, duration: started.elapsed() }
     }
 
     /// Ends the session, within a few seconds.
@@ -129,29 +209,237 @@ impl VcenterPoller {
         }
     }
 
-    async fn read(&mut self, inventory: &Inventory, deadline: Instant) -> Result<Vec<Report>, Failure> {
-        let objects = self.read_known_properties(deadline).await?;
-        Span::current().record("vim.objects", objects.len());
-        let hosts = objects.iter().filter(|object| &*object.kind == "HostSystem").count();
-        if hosts == 0 && self.hosts > 0 {
-            let line = format!("{} lists no host after {}: suspect, ignored", self.vcenter.id(), self.hosts);
-            return Err(Failure::new(FailureReason::AnswerUnreadable, line));
-        }
-        self.hosts = hosts;
-        self.look_at_missing(&objects);
+    /// The reports, and whether they are about the whole tree.
+    async fn read(
+        &mut self,
+        scope: Scope<'_>,
+        inventory: &Inventory,
+        deadline: Instant,
+    ) -> Result<(Vec<Report>, bool), Failure> {
+        let hosts = match scope {
+            Scope::Tree => None,
+            Scope::Hosts(ids) => self.read_hosts(ids, deadline).await?,
+        };
+        let is_whole = hosts.is_none();
+        let hosts = match hosts {
+            Some(hosts) => hosts,
+            None => self.read_tree(deadline).await?,
+        };
+        self.look_at_missing(&hosts);
         // The hosts' addresses are a join key of what is reported next.
         let listed = match &mut self.list {
-            Some(list) => list.found(&self.vcenter, &objects).await,
-            None => None,
+            Some(list) if is_whole => list.found(&self.vcenter, &self.tree, &hosts).await,
+            _ => None,
         };
         let inventory = listed.as_deref().unwrap_or(inventory);
-        let collectors = self.collectors.clone();
-        Ok(collectors.iter().map(|collector| self.report(&**collector, &objects, inventory)).collect())
+        let mut reports = Vec::with_capacity(2 * self.collectors.len());
+        for index in 0..self.collectors.len() {
+            let Some(bound) = self.collectors.get_mut(index) else { continue };
+            bound.lookups.want(bound.reader.lookup(&hosts), is_whole);
+            if let Some(lookup) = bound.lookups.unknown(Instant::now()) {
+                let deadline = deadline.min(Instant::now() + LOOKUP_LIMIT);
+                self.look_up(index, &lookup, deadline).await;
+            }
+            let Some(bound) = self.collectors.get_mut(index) else { continue };
+            let answer = VcenterAnswer {
+                vcenter: &self.vcenter,
+                tree: &self.tree,
+                hosts: &hosts,
+                is_whole,
+                inventory,
+                texts: bound.lookups.texts(),
+            };
+            reports.push(Report {
+                target: self.vcenter.id(),
+                collector: bound.collector.name(),
+                readings: readings_of(&mut *bound.reader, &mut bound.reported, &answer),
+                stale_after: Some(bound.collector.stale_after()),
+            });
+            reports.extend(bound.ends_of_details(&self.vcenter, &hosts, inventory, is_whole));
+        }
+        Ok((reports, is_whole))
     }
 
-    /// Asks for every property that the collectors want, without those that the vCenter turns out not to
-    /// know.
-    async fn read_known_properties(&mut self, deadline: Instant) -> Result<Vec<ManagedObject>, Failure> {
+    /// Asks what the collectors want more rarely, as far as it is due: the reports for the readings. For
+    /// after a poll that succeeded, when its own reports are out. Ends within that poll's limit of time.
+    ///
+    /// A failure is logged, and what was known stands until it is stale: the poll has told already how the
+    /// vCenter is.
+    pub async fn poll_details(&mut self, inventory: &Inventory) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for index in 0..self.collectors.len() {
+            let Some(bound) = self.collectors.get(index) else { continue };
+            let now = Instant::now();
+            if let Some(lookup) = bound.lookups.old(now) {
+                self.look_up(index, &lookup, self.until).await;
+            }
+            let Some(bound) = self.collectors.get(index) else { continue };
+            let details = bound.collector.details().iter().enumerate();
+            let due: Vec<_> = details
+                .filter_map(|(at, detail)| Some((at, detail.clone(), bound.plans.get(at)?.due(detail, now))))
+                .filter(|(_, _, hosts)| !hosts.is_empty())
+                .collect();
+            for (at, detail, hosts) in due {
+                reports.extend(self.ask_detail((index, at), &detail, &hosts, inventory).await);
+            }
+        }
+        reports
+    }
+
+    async fn ask_detail(
+        &mut self,
+        (index, at): (usize, usize),
+        detail: &Detail,
+        hosts: &[Arc<str>],
+        inventory: &Inventory,
+    ) -> Option<Report> {
+        let wanted: BTreeSet<&str> = detail.properties.iter().copied().collect();
+        if wanted.iter().all(|property| self.unknown.properties.contains(*property)) {
+            return None;
+        }
+        let span = tracing::info_span!(
+            parent: None,
+            "poll.detail",
+            otel.kind = "internal",
+            server.address = %self.vcenter.endpoint.host,
+            esxi.site = %self.vcenter.site,
+            vim.detail = detail.name,
+            vim.objects = hosts.len(),
+        );
+        let read = self.read_known_properties(Some(hosts), &wanted, self.until).instrument(span.clone());
+        let objects = match read.await {
+            Ok(objects) => objects,
+            Err(error) => {
+                // Of a host that has just gone the next poll tells.
+                if !error.is_about_an_object_of(&Query::Objects {
+                    kind: "HostSystem",
+                    ids: hosts,
+                    properties: &[],
+                }) {
+                    crate::span::fail(&span, &error.failure);
+                    self.say_failing(detail.name, &error);
+                    self.collectors.get_mut(index)?.plans.get_mut(at)?.failed(hosts, Instant::now());
+                }
+                return None;
+            }
+        };
+        self.failing.remove(detail.name);
+        self.look_at_missing(&objects);
+        let bound = self.collectors.get_mut(index)?;
+        let answer = VcenterAnswer {
+            vcenter: &self.vcenter,
+            tree: &self.tree,
+            hosts: &objects,
+            is_whole: false,
+            inventory,
+            texts: bound.lookups.texts(),
+        };
+        let readings = bound.reader.read_detail(detail, &answer);
+        bound.plans.get_mut(at)?.asked(hosts, Instant::now());
+        Some(Report {
+            target: self.vcenter.id(),
+            collector: bound.collector.name(),
+            readings,
+            stale_after: Some(detail.every * STALE_PACES),
+        })
+    }
+
+    /// Reads a text of some objects. What fails is logged: the hosts' answer is of use without it.
+    async fn look_up(&mut self, index: usize, lookup: &Lookup, deadline: Instant) {
+        let mut ids: Vec<Arc<str>> = lookup.ids.iter().cloned().collect();
+        let properties = [lookup.property];
+        for _ in 0..=MOST_GONE {
+            let (Some(client), Some(bound)) = (&mut self.client, self.collectors.get_mut(index)) else {
+                return;
+            };
+            if ids.is_empty() {
+                return;
+            }
+            let query = Query::Objects { kind: lookup.kind, ids: &ids, properties: &properties };
+            let error = match client.retrieve(&query, deadline).await {
+                Ok(objects) => {
+                    let now = Instant::now();
+                    for id in &ids {
+                        let object = objects.iter().find(|object| object.id == *id);
+                        let text = object.and_then(|object| object.text(lookup.property)).cloned();
+                        bound.lookups.answered(id, text, now);
+                    }
+                    self.failing.remove(lookup.kind);
+                    return;
+                }
+                Err(error) => error,
+            };
+            let gone = error.is_about_an_object_of(&query);
+            let subject = error.fault.as_ref().and_then(|fault| fault.subject.clone()).unwrap_or_default();
+            if !gone {
+                bound.lookups.failed(Instant::now());
+                self.say_failing(lookup.kind, &error);
+                return;
+            }
+            ids.retain(|id| **id != *subject);
+            bound.lookups.answered(&subject.into(), None, Instant::now());
+        }
+    }
+
+    /// Once, until something works again.
+    fn say_failing(&mut self, what: &'static str, error: &VimError) {
+        if self.failing.insert(what) {
+            tracing::warn!(vcenter = %self.vcenter.address, "reading {what} failed, and is tried again: {error}");
+        }
+    }
+
+    /// The whole tree: keeps what is above the hosts, and gives the hosts.
+    async fn read_tree(&mut self, deadline: Instant) -> Result<Vec<ManagedObject>, Failure> {
+        let mut wanted = self.wanted();
+        if let Some(list) = &mut self.list {
+            wanted.extend(list.properties(&self.vcenter));
+        }
+        let objects = self.read_known_properties(None, &wanted, deadline).await?;
+        Span::current().record("vim.objects", objects.len());
+        let (hosts, tree): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|object| &*object.kind == "HostSystem");
+        if hosts.is_empty() && !self.hosts.is_empty() {
+            let before = self.hosts.len();
+            let line = format!("{} lists no host after {before}: suspect, ignored", self.vcenter.id());
+            return Err(Failure::new(FailureReason::AnswerUnreadable, line));
+        }
+        self.tree = tree;
+        self.hosts = hosts.iter().map(|host| (Arc::clone(&host.id), Place::of(host))).collect();
+        Ok(hosts)
+    }
+
+    /// These hosts; `None`: the tree has changed, so they have to be seen in it.
+    async fn read_hosts(
+        &mut self,
+        ids: &[Arc<str>],
+        deadline: Instant,
+    ) -> Result<Option<Vec<ManagedObject>>, Failure> {
+        let gone = Query::Objects { kind: "HostSystem", ids, properties: &[] };
+        let hosts = match self.read_known_properties(Some(ids), &self.wanted(), deadline).await {
+            Err(error) if error.is_about_an_object_of(&gone) => return Ok(None),
+            hosts => hosts?,
+        };
+        Span::current().record("vim.objects", hosts.len());
+        let is_in_its_place =
+            |host: &ManagedObject| self.hosts.get(&host.id).is_some_and(|known| *known == Place::of(host));
+        let all = hosts.len() == ids.len() && hosts.iter().all(is_in_its_place);
+        Ok(all.then_some(hosts))
+    }
+
+    /// What the collectors want at each poll.
+    fn wanted(&self) -> BTreeSet<&'static str> {
+        let own = self.collectors.iter().flat_map(|bound| bound.collector.host_properties());
+        ALWAYS.iter().chain(own).copied().collect()
+    }
+
+    /// Asks for properties of these hosts or of all in the tree, without those that the vCenter turns out
+    /// not to know.
+    async fn read_known_properties(
+        &mut self,
+        hosts: Option<&[Arc<str>]>,
+        wanted: &BTreeSet<&str>,
+        deadline: Instant,
+    ) -> Result<Vec<ManagedObject>, VimError> {
         // The client stays in its place while it is used: a cancelled poll must not lose the session.
         let client = match &mut self.client {
             Some(client) => client,
@@ -162,21 +450,25 @@ impl VcenterPoller {
                 Arc::clone(&self.stats),
             )?),
         };
-        let listing = self.list.as_mut().map(|list| list.properties(&self.vcenter)).unwrap_or_default();
-        let wanted: BTreeSet<&str> = ALWAYS
-            .into_iter()
-            .chain(listing)
-            .chain(self.collectors.iter().flat_map(|collector| collector.host_properties().iter().copied()))
-            .collect();
         loop {
-            let asked: Vec<&str> =
-                wanted.iter().copied().filter(|property| !self.unknown.contains(*property)).collect();
-            let result = client.read_tree(&asked, deadline).await;
+            let asked: Vec<&str> = wanted
+                .iter()
+                .copied()
+                .filter(|property| !self.unknown.properties.contains(*property))
+                .collect();
+            if asked.is_empty() {
+                return Ok(Vec::new());
+            }
+            let query = match hosts {
+                Some(ids) => Query::Objects { kind: "HostSystem", ids, properties: &asked },
+                None => Query::Tree(&asked),
+            };
+            let result = client.retrieve(&query, deadline).await;
             if let Some(service) = client.service()
-                && service.api_version != self.api_version
+                && service.api_version != self.unknown.api_version
             {
-                self.api_version.clone_from(&service.api_version);
-                self.unknown.clear();
+                let api_version = service.api_version.clone();
+                self.unknown = Unknown { api_version, ..Unknown::default() };
             }
             let error = match result {
                 Ok(objects) => return Ok(objects),
@@ -185,8 +477,8 @@ impl VcenterPoller {
             let named = error.fault.as_ref().filter(|fault| fault.kind == FaultKind::InvalidProperty);
             let named = named.and_then(|fault| fault.subject.as_deref());
             match named.filter(|named| asked.contains(named) && !ALWAYS.contains(named)) {
-                Some(named) => forget(&mut self.unknown, &self.vcenter, &self.api_version, named),
-                None => return Err(error.failure),
+                Some(named) => self.unknown.add(&self.vcenter, named),
+                None => return Err(error),
             }
         }
     }
@@ -197,9 +489,9 @@ impl VcenterPoller {
         for (path, fault) in objects.iter().flat_map(|object| &object.missing) {
             match fault {
                 FaultKind::InvalidProperty
-                    if !ALWAYS.contains(&&**path) && !self.unknown.contains(&**path) =>
+                    if !ALWAYS.contains(&&**path) && !self.unknown.properties.contains(&**path) =>
                 {
-                    forget(&mut self.unknown, &self.vcenter, &self.api_version, path);
+                    self.unknown.add(&self.vcenter, path);
                 }
                 FaultKind::NoPermission => denied += 1,
                 _ => {}
@@ -213,32 +505,65 @@ impl VcenterPoller {
         }
         self.said_unreadable = denied > 0;
     }
+}
 
-    fn report(
+impl Bound {
+    /// Takes down of whom which detail is wanted. The ends of what was known of others.
+    fn ends_of_details(
         &mut self,
-        collector: &dyn VcenterCollector,
-        objects: &[ManagedObject],
+        vcenter: &Vcenter,
+        hosts: &[ManagedObject],
         inventory: &Inventory,
-    ) -> Report {
-        let mut readings = collector.read(&self.vcenter, objects, inventory);
-        let present: HashSet<Arc<str>> = readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
-        // The answer is whole, so what it does not name any more is gone, and not just silent.
-        let before = self.reported.insert(collector.name(), present.clone()).unwrap_or_default();
-        let gone = before.into_iter().filter(|part| !present.contains(part));
-        readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
-        Report {
-            target: self.vcenter.id(),
-            collector: collector.name(),
-            readings,
-            stale_after: Some(collector.stale_after()),
+        is_whole: bool,
+    ) -> Option<Report> {
+        let present: HashSet<&Arc<str>> = hosts.iter().map(|host| &host.id).collect();
+        let mut ended = Vec::new();
+        for (detail, plan) in self.collector.details().iter().zip(&mut self.plans) {
+            let wanted = hosts.iter().map(|host| (&host.id, self.reader.wants(detail, host, inventory)));
+            let mut gone: Vec<Arc<str>> =
+                wanted.filter(|(id, want)| plan.note(id, *want)).map(|(id, _)| Arc::clone(id)).collect();
+            if is_whole {
+                gone.extend(plan.keep(&present));
+            }
+            ended.extend(gone.iter().map(|host| Reading { part: detail.part(host), samples: Vec::new() }));
         }
+        let collector = self.collector.name();
+        (!ended.is_empty()).then(|| Report {
+            target: vcenter.id(),
+            collector,
+            readings: ended,
+            stale_after: None,
+        })
     }
 }
 
-fn forget(unknown: &mut BTreeSet<String>, vcenter: &Vcenter, api_version: &str, property: &str) {
-    tracing::warn!(
-        vcenter = %vcenter.address,
-        "API version {api_version} has no property {property} of HostSystem: its series are left out"
-    );
-    unknown.insert(property.to_owned());
+/// What a reader makes of an answer. `reported`: the parts of the last whole one.
+fn readings_of(
+    reader: &mut dyn VcenterReader,
+    reported: &mut HashSet<Arc<str>>,
+    answer: &VcenterAnswer<'_>,
+) -> Vec<Reading> {
+    let mut readings = reader.read(answer);
+    if answer.is_whole {
+        let present: HashSet<Arc<str>> = readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
+        // The answer is whole, so what it does not name any more is gone, and not just silent.
+        let before = std::mem::replace(reported, present);
+        let gone = before.into_iter().filter(|part| !reported.contains(part));
+        readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
+    } else {
+        // A host that was left out of the whole answer (a second one of its name, say) still is.
+        readings.retain(|reading| reported.contains(&reading.part));
+    }
+    readings
+}
+
+impl Unknown {
+    fn add(&mut self, vcenter: &Vcenter, property: &str) {
+        tracing::warn!(
+            vcenter = %vcenter.address,
+            "API version {} has no property {property} of HostSystem: its series are left out",
+            self.api_version
+        );
+        self.properties.insert(property.to_owned());
+    }
 }

@@ -170,6 +170,12 @@ impl VcenterPolls {
         tell(&self.readings, &vcenter.id(), failure.as_ref());
         count(&self.stats, TargetKind::Vcenter, failure.as_ref());
         series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration);
+        if failure.is_none() {
+            // The news is out: now for what is large and slow to change.
+            for report in poller.lock().await.poll_details(inventory).await {
+                self.readings.record(report);
+            }
+        }
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         failure
     }

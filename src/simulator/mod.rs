@@ -26,6 +26,7 @@ pub mod sink;
 pub mod timeline;
 pub mod vcenter;
 mod vcenter_calls;
+mod vcenter_condition;
 mod vcenter_request;
 mod vcenter_server;
 mod vcenter_spec;

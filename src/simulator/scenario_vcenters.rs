@@ -48,7 +48,7 @@ pub async fn start(scenario: Scenario, spec: VcentersSpec) -> io::Result<(Scenar
         spec_of.authority = Some(authority.clone());
         let started = VcenterSim::start(spec_of).await?;
         for host in own {
-            started.set_management_address(&called(host, spec.by_name), host.address.into());
+            started.set_management_address(&called(host, spec.by_name), &host.address.to_string());
         }
         running.push(started);
     }
@@ -66,6 +66,29 @@ fn called(host: &SimulatedHost, by_name: bool) -> String {
     if by_name { host.full_name() } else { host.address.to_string() }
 }
 
+/// What may be behind a status; the same for the same host.
+fn give_cause(vcenter: &VcenterHandle, host: &str, status: &Status) {
+    let is_odd = host.bytes().last().is_some_and(|digit| digit % 2 == 1);
+    match (status, is_odd) {
+        (Status::Red, true) => {
+            vcenter.trigger_alarm(host, "Host hardware power status", "red");
+            vcenter.set_sensor(host, "Power Supply 2 Status", "power", "red");
+        }
+        (Status::Red, false) => {
+            vcenter.trigger_alarm(host, "Host memory status", "red");
+            vcenter.set_hardware(host, "memory", "Memory Device 2", "Red");
+        }
+        (Status::Yellow, true) => vcenter.trigger_alarm(host, "Host CPU usage", "yellow"),
+        (Status::Yellow, false) => {
+            vcenter.trigger_alarm(host, "Network uplink redundancy lost", "yellow");
+            let message =
+                "Lost uplink redundancy on virtual switch \"vSwitch0\". Physical NIC vmnic1 is down.";
+            vcenter.set_issues(host, &[("esx.problem.net.redundancy.lost", message)]);
+        }
+        _ => {}
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     vcenters: Vec<VcenterHandle>,
@@ -80,9 +103,12 @@ impl Vcenters for Running {
             OverallStatus::Yellow => Status::Yellow,
             OverallStatus::Red => Status::Red,
         };
-        if let Some(vcenter) = self.vcenters.get(vcenter) {
-            vcenter.set_status(&called(host, self.by_name), &status);
-        }
+        let Some(vcenter) = self.vcenters.get(vcenter) else { return };
+        let name = called(host, self.by_name);
+        vcenter.clear_alarms(&name);
+        vcenter.repair(&name);
+        give_cause(vcenter, &name, &status);
+        vcenter.set_status(&name, &status);
     }
 
     fn restart(&self, vcenter: usize) {

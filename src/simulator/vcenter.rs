@@ -5,6 +5,7 @@
 //! `InvalidLogin`, locks accounts, forgets everything at a restart, and packs its answers. It has no
 //! `WaitForUpdatesEx`: a change of status is told to those only who ask.
 
+use super::vcenter_condition::Triggered;
 use super::vcenter_request::MoRef;
 use super::vcenter_server::{self, Shared};
 pub use super::vcenter_spec::{HostSpec, Status, VcenterFault, VcenterSpec};
@@ -12,7 +13,7 @@ use super::vcenter_state::State;
 use super::vcenter_tree::{Entity, Property};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -138,9 +139,95 @@ impl VcenterHandle {
         self.set(host, "runtime.inMaintenanceMode", Property::Bool(on));
     }
 
-    /// Sets the address of a host's management interface, of which it has none at first.
-    pub fn set_management_address(&self, host: &str, address: IpAddr) {
-        self.set(host, "config.virtualNicManagerInfo.netConfig", Property::NetConfig(address));
+    /// Sets `runtime.inQuarantineMode` of a host.
+    pub fn set_quarantine(&self, host: &str, on: bool) {
+        self.set(host, "runtime.inQuarantineMode", Property::Bool(on));
+    }
+
+    /// Sets `runtime.bootTime` of a host: an XML Schema dateTime.
+    pub fn set_boot_time(&self, host: &str, time: &str) {
+        self.set(host, "runtime.bootTime", Property::Time(time.to_owned()));
+    }
+
+    /// Triggers an alarm on a host; its status stays as it is. `severity`: `yellow`, `red`.
+    pub fn trigger_alarm(&self, host: &str, alarm: &str, severity: &str) {
+        let entity = MoRef { kind: "HostSystem".into(), id: self.id(host) };
+        self.trigger(host, entity, alarm, severity);
+    }
+
+    /// Triggers an alarm on a virtual machine of a host, which the host's list has, too.
+    pub fn trigger_alarm_below(&self, host: &str, alarm: &str, severity: &str) {
+        self.trigger(host, MoRef { kind: "VirtualMachine".into(), id: "vm-4711".into() }, alarm, severity);
+    }
+
+    fn trigger(&self, host: &str, entity: MoRef, alarm: &str, severity: &str) {
+        let alarm = self.state().alarm(alarm);
+        let triggered = Triggered { alarm, entity, severity: severity.to_owned(), acknowledged: false };
+        self.with_host(host, |host| host.condition().alarms.push(triggered));
+    }
+
+    /// Acknowledges an alarm of a host.
+    pub fn acknowledge_alarm(&self, host: &str, alarm: &str) {
+        let alarm = self.state().alarm(alarm);
+        self.with_host(host, |host| {
+            let own = host.condition().alarms.iter_mut().filter(|triggered| triggered.alarm == alarm);
+            own.for_each(|triggered| triggered.acknowledged = true);
+        });
+    }
+
+    /// Ends all alarms of a host.
+    pub fn clear_alarms(&self, host: &str) {
+        self.with_host(host, |host| host.condition().alarms.clear());
+    }
+
+    /// Renames the definition of an alarm.
+    pub fn rename_alarm(&self, alarm: &str, name: &str) {
+        self.state().rename_alarm(alarm, name);
+    }
+
+    /// Sets the configuration issues of a host: the type of the event and its message.
+    pub fn set_issues(&self, host: &str, issues: &[(&str, &str)]) {
+        let issues = issues.iter().map(|(kind, message)| ((*kind).to_owned(), (*message).to_owned()));
+        self.with_host(host, |host| host.condition().issues = issues.collect());
+    }
+
+    /// Sets the state of a component of a host: `cpu`, `memory` or `storage`, its name, and `Green`,
+    /// `Yellow`, `Red` or `Unknown`.
+    pub fn set_hardware(&self, host: &str, kind: &str, component: &str, state: &str) {
+        let key = (kind.to_owned(), component.to_owned());
+        self.with_host(host, |host| host.condition().hardware.insert(key, state.to_owned()));
+    }
+
+    /// Sets the state of a sensor of a host: its name, its type (`fan`, say), and `green`, `yellow`, `red` or
+    /// `unknown`.
+    pub fn set_sensor(&self, host: &str, sensor: &str, kind: &str, state: &str) {
+        let value = (kind.to_owned(), state.to_owned());
+        self.with_host(host, |host| host.condition().sensors.insert(sensor.to_owned(), value));
+    }
+
+    /// All components and sensors of a host are well again, and it has no issue.
+    pub fn repair(&self, host: &str) {
+        self.with_host(host, |host| {
+            host.condition().hardware.clear();
+            host.condition().sensors.clear();
+            host.condition().issues.clear();
+        });
+    }
+
+    /// Sets a service of a host: whether it runs, and its policy: `on`, `off`, `automatic`.
+    pub fn set_service(&self, host: &str, service: &str, running: bool, policy: &str) {
+        let value = (running, policy.to_owned());
+        self.with_host(host, |host| host.condition().services.insert(service.to_owned(), value));
+    }
+
+    /// Gives a host the address that it is managed by.
+    pub fn set_management_address(&self, host: &str, address: &str) {
+        self.with_host(host, |host| host.condition().management = Some(address.to_owned()));
+    }
+
+    /// Moves a host into another cluster; it stays the same object.
+    pub fn move_host(&self, host: &str, cluster: &str) {
+        self.state().move_host(host, cluster);
     }
 
     /// Unsets a property of a host.
@@ -179,6 +266,11 @@ impl VcenterHandle {
         hosts
     }
 
+    /// The identity of a host, `host-15` say; empty if there is none of that name.
+    pub fn id(&self, host: &str) -> String {
+        self.state().hosts.get(host).cloned().unwrap_or_default()
+    }
+
     /// Ends every session, as the idle limit does.
     pub fn expire_sessions(&self) {
         self.state().end_sessions();
@@ -201,6 +293,15 @@ impl VcenterHandle {
     /// Lets the next call of `method` fail.
     pub fn fail_next_call(&self, method: &str, fault: VcenterFault) {
         self.state().faults.push_back((Some(method.to_owned()), fault));
+    }
+
+    /// Lets the `nth` call of `method` from now on fail, 1 for the next one. The calls before it are good.
+    pub fn fail_nth_call(&self, method: &str, nth: usize, fault: VcenterFault) {
+        let mut state = self.state();
+        for _ in 1..nth {
+            state.faults.push_back((Some(method.to_owned()), VcenterFault::None));
+        }
+        state.faults.push_back((Some(method.to_owned()), fault));
     }
 
     /// Changes what is added to each answer.
@@ -268,7 +369,7 @@ impl VcenterHandle {
         self.with_host(host, |entity| entity.set(path, value));
     }
 
-    fn with_host(&self, host: &str, change: impl FnOnce(&mut Entity)) {
+    fn with_host<T>(&self, host: &str, change: impl FnOnce(&mut Entity) -> T) {
         let mut state = self.state();
         let reference = state.hosts.get(host).map(|id| MoRef { kind: "HostSystem".into(), id: id.clone() });
         if let Some(entity) = reference.and_then(|reference| state.tree.get(&reference)) {

@@ -36,7 +36,11 @@ impl State {
         match call.method.as_str() {
             "RetrieveServiceContent" => self.service_content(),
             "Login" => self.login(call, live.is_some()),
-            "Logout" | "RetrievePropertiesEx" | "ContinueRetrievePropertiesEx" | "CurrentTime" => {
+            "Logout"
+            | "RetrievePropertiesEx"
+            | "RetrieveProperties"
+            | "ContinueRetrievePropertiesEx"
+            | "CurrentTime" => {
                 let Some(live) = live else { return self.no_session(call, session) };
                 match call.method.as_str() {
                     "Logout" => {
@@ -45,7 +49,7 @@ impl State {
                         self.ok("Logout", None)
                     }
                     "CurrentTime" => self.ok("CurrentTime", Some("2026-03-01T04:05:06.789Z")),
-                    "RetrievePropertiesEx" => self.retrieve(call, live),
+                    "RetrievePropertiesEx" | "RetrieveProperties" => self.retrieve(call, live),
                     _ => self.next_page(call, live),
                 }
             }
@@ -150,6 +154,13 @@ impl State {
         if objects.is_empty() {
             return self.ok(&call.method, None);
         }
+        if call.method == "RetrieveProperties" {
+            let (tree, dialect) = (&mut self.tree, &self.dialect);
+            let render = |id: &String| tree.render(id, &retrieve.property_sets, dialect);
+            let objects: Vec<_> = objects.iter().filter_map(render).collect();
+            let body = self.dialect.response(&call.method, objects.iter().map(|object| &**object));
+            return Reply { ok: true, body, cookie: None };
+        }
         let wanted = retrieve.max_objects.filter(|max| *max > 0).unwrap_or(usize::MAX);
         let page_size = wanted.min(self.spec.page_size).max(1);
         let rest = Rest {
@@ -184,7 +195,7 @@ impl State {
         for id in now {
             // An object that went away between two pages is not there any more.
             if let Some(object) = self.tree.render(&id, &rest.sets, &self.dialect) {
-                inner.push_str(&object);
+                inner.push_str(&self.dialect.around("objects", &object));
             }
         }
         self.ok(method, Some(&inner))

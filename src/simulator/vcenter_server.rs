@@ -142,10 +142,13 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
         if fault == Some(VcenterFault::ExpireSessions) {
             state.end_sessions();
         }
+        if fault == Some(VcenterFault::SpentToken) {
+            state.tokens.clear();
+        }
         match (&call, fault) {
             (Err(problem), _) => state.fault("InvalidRequest", &problem.to_string(), ""),
             (Ok(call), Some(VcenterFault::NotAuthenticated)) => state.not_authenticated(&call.this),
-            (Ok(_), Some(VcenterFault::NoPermission)) => {
+            (Ok(_), Some(VcenterFault::NoPermission | VcenterFault::FaultWith200)) => {
                 let inner = state.dialect.element("privilegeId", "System.View");
                 state.fault("NoPermission", "Permission to perform this operation was denied.", &inner)
             }
@@ -165,7 +168,8 @@ fn session_of(cookies: &str) -> Option<String> {
 }
 
 fn respond(reply: Reply, gzip: bool, fault: Option<VcenterFault>) -> io::Result<Response<Body>> {
-    let status = if reply.ok { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let is_ok = reply.ok || fault == Some(VcenterFault::FaultWith200);
+    let status = if is_ok { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     let mut response = Response::builder().status(status).header(CONTENT_TYPE, "text/xml; charset=utf-8");
     if let Some(cookie) = &reply.cookie {
         let cookie = format!("{COOKIE_NAME}=\"{cookie}\"; Path=/; HttpOnly; Secure");
@@ -182,6 +186,11 @@ fn respond(reply: Reply, gzip: bool, fault: Option<VcenterFault>) -> io::Result<
             };
             let cut = futures::stream::once(async { Ok(start) }).chain(futures::stream::once(end));
             response.header(CONTENT_LENGTH, reply.body.len()).body(Body::from_stream(cut))
+        }
+        Some(VcenterFault::XmlBomb) => {
+            let bomb = "<!DOCTYPE b [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\">]>";
+            let (head, rest) = reply.body.split_once('\n').unwrap_or_default();
+            response.body(Body::from(format!("{head}\n{bomb}{rest}")))
         }
         Some(VcenterFault::CutXml) => {
             response.body(Body::from(reply.body.as_bytes().get(..half).unwrap_or_default().to_vec()))

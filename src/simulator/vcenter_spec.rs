@@ -125,6 +125,8 @@ impl Status {
 /// What goes wrong with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VcenterFault {
+    /// Nothing: a good answer.
+    None,
     /// 503 and a line of text: vpxd is down or starting.
     Http503Text,
     /// 502 and a line of text, as from a proxy before it.
@@ -143,6 +145,12 @@ pub enum VcenterFault {
     Oversize,
     /// No answer, ever.
     Hang,
+    /// A good answer with a document type that makes its entities explode.
+    XmlBomb,
+    /// The fault NoPermission with status 200.
+    FaultWith200,
+    /// All tokens are forgotten just before the call.
+    SpentToken,
     /// The fault NotAuthenticated, though the session lives.
     NotAuthenticated,
     /// The fault NoPermission.

@@ -14,6 +14,8 @@ pub(super) struct State {
     pub tree: Tree,
     /// Identity of each host by its name.
     pub hosts: HashMap<String, String>,
+    /// Each alarm's definition by its name.
+    alarms: HashMap<String, MoRef>,
     /// Identity of each datacenter, folder and cluster by its path.
     places: HashMap<String, MoRef>,
     next_id: u32,
@@ -49,6 +51,7 @@ impl State {
             dialect,
             tree,
             hosts: HashMap::new(),
+            alarms: HashMap::new(),
             places: HashMap::from([(String::new(), reference)]),
             next_id: 2,
             sessions: HashMap::new(),
@@ -127,7 +130,31 @@ impl State {
             Some(cluster) => self.place(&folder, &key, cluster, "ClusterComputeResource", "domain-c").0,
             None => self.add("ComputeResource", "domain-s", &spec.name, &folder, "childEntity"),
         };
-        let host = self.add("HostSystem", "host", &spec.name, &compute, "host");
+        self.add_host_below(spec, &compute);
+    }
+
+    /// Moves a host into another cluster of the same datacenter's host folder; it stays the same object.
+    pub fn move_host(&mut self, name: &str, cluster: &str) {
+        let Some(id) = self.hosts.get(name).cloned() else { return };
+        let host = MoRef { kind: "HostSystem".to_owned(), id };
+        let Some(folder) = self.places.iter().find(|(key, _)| key.ends_with("//host")) else { return };
+        let (key, folder) = (folder.0.clone(), folder.1.clone());
+        let compute = self.place(&folder, &key, cluster, "ClusterComputeResource", "domain-c").0;
+        for entity in self.tree.entities.values_mut() {
+            if matches!(entity.reference.kind.as_str(), "ComputeResource" | "ClusterComputeResource") {
+                entity.remove_child("host", &host);
+            }
+        }
+        if let Some(entity) = self.tree.get(&compute) {
+            entity.push("host", host.clone());
+        }
+        if let Some(entity) = self.tree.get(&host) {
+            entity.set("parent", Property::One(compute));
+        }
+    }
+
+    fn add_host_below(&mut self, spec: &HostSpec, compute: &MoRef) {
+        let host = self.add("HostSystem", "host", &spec.name, compute, "host");
         self.hosts.insert(spec.name.clone(), host.id.clone());
         let Some(entity) = self.tree.get(&host) else { return };
         let text = |kind, text: &str| Property::Text(kind, text.to_owned());
@@ -141,6 +168,29 @@ impl State {
         entity.set("summary.config.product.version", text("string", "8.0.3"));
         entity.set("summary.config.product.build", text("string", "24022510"));
         entity.set("summary.hardware.model", text("string", "PowerEdge R760"));
+    }
+
+    /// The definition of an alarm, made if it is not there.
+    pub fn alarm(&mut self, name: &str) -> MoRef {
+        if let Some(known) = self.alarms.get(name) {
+            return known.clone();
+        }
+        let mut alarm = Entity::new("Alarm", format!("alarm-{}", self.next_id));
+        self.next_id += 1;
+        alarm.set("info.name", Property::Text("string", name.to_owned()));
+        let reference = alarm.reference.clone();
+        self.tree.entities.insert(reference.id.clone(), alarm);
+        self.alarms.insert(name.to_owned(), reference.clone());
+        reference
+    }
+
+    /// Gives an alarm another name.
+    pub fn rename_alarm(&mut self, name: &str, new: &str) {
+        let Some(reference) = self.alarms.remove(name) else { return };
+        if let Some(alarm) = self.tree.get(&reference) {
+            alarm.set("info.name", Property::Text("string", new.to_owned()));
+        }
+        self.alarms.insert(new.to_owned(), reference);
     }
 
     pub fn remove_host(&mut self, name: &str) {

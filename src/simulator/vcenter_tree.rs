@@ -1,5 +1,6 @@
 //! The simulated vCenter's tree of entities, how property collectors walk it, and how its answers are spelled.
 
+use super::vcenter_condition::{Condition, Member};
 use super::vcenter_request::{MoRef, PropertySet, Retrieve, Selection};
 use crate::vim::xml::{SOAP, VIM, XSD, XSI};
 use quick_xml::escape::escape;
@@ -7,7 +8,6 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The value of a property.
@@ -19,8 +19,6 @@ pub(super) enum Property {
     Time(String),
     One(MoRef),
     Many(Vec<MoRef>),
-    /// What the host's network interfaces are for; the address is that of `vmk0`, which is for management.
-    NetConfig(IpAddr),
 }
 
 /// A managed entity.
@@ -29,6 +27,7 @@ pub(super) struct Entity {
     pub reference: MoRef,
     properties: HashMap<&'static str, Property>,
     denied: HashSet<String>,
+    condition: Condition,
     /// Its last rendering, by what was asked.
     rendered: Option<(u64, Arc<str>)>,
 }
@@ -51,6 +50,17 @@ impl Entity {
     pub fn deny(&mut self, path: &str) {
         self.denied.insert(path.to_owned());
         self.rendered = None;
+    }
+
+    /// Changes how a host is.
+    pub fn condition(&mut self) -> &mut Condition {
+        self.rendered = None;
+        &mut self.condition
+    }
+
+    fn is_connected(&self) -> bool {
+        let state = self.properties.get("runtime.connectionState");
+        matches!(state, Some(Property::Text(_, state)) if state == "connected")
     }
 
     fn targets(&self, path: &str) -> &[MoRef] {
@@ -91,6 +101,11 @@ const HOST_PROPERTIES: &[&str] = &[
     "summary.config.product.version",
     "summary.config.product.build",
     "summary.hardware.model",
+    "triggeredAlarmState",
+    "configIssue",
+    "runtime.healthSystemRuntime.hardwareStatusInfo",
+    "runtime.healthSystemRuntime.systemHealthInfo.numericSensorInfo",
+    "config.service.service",
     "config.virtualNicManagerInfo.netConfig",
 ];
 
@@ -160,11 +175,12 @@ impl Tree {
         !self.unknown.contains(path)
             && match kind {
                 "HostSystem" => HOST_PROPERTIES.contains(&path),
+                "Alarm" => path == "info.name",
                 _ => ["name", "parent", "overallStatus", "childEntity", "hostFolder", "host"].contains(&path),
             }
     }
 
-    /// An object with the properties that were asked of its type: an ObjectContent.
+    /// An object with the properties that were asked of its type: what is in an ObjectContent.
     pub fn render(&mut self, id: &str, sets: &[PropertySet], dialect: &Dialect) -> Option<Arc<str>> {
         let entity = self.entities.get_mut(id)?;
         let mut hasher = DefaultHasher::new();
@@ -237,12 +253,14 @@ impl Dialect {
         if self.vim.is_empty() { " xmlns=\"urn:vim25\"" } else { "" }
     }
 
-    /// The answer to a call.
-    pub fn response(&self, method: &str, returnval: Option<&str>) -> String {
+    /// The answer to a call, with its result or its results.
+    pub fn response<'a>(&self, method: &str, returned: impl IntoIterator<Item = &'a str>) -> String {
         let (vim, ns) = (&self.vim, self.default_namespace());
-        let returned =
-            returnval.map(|inner| format!("<{vim}returnval>{inner}</{vim}returnval>")).unwrap_or_default();
-        self.envelope(&format!("<{vim}{method}Response{ns}>{returned}</{vim}{method}Response>"))
+        let mut inner = String::new();
+        for one in returned {
+            let _ = write!(inner, "<{vim}returnval>{one}</{vim}returnval>");
+        }
+        self.envelope(&format!("<{vim}{method}Response{ns}>{inner}</{vim}{method}Response>"))
     }
 
     pub fn fault(&self, kind: &str, message: &str, inner: &str) -> String {
@@ -271,25 +289,6 @@ impl Dialect {
         format!("<{vim}{name}>{inner}</{vim}{name}>")
     }
 
-    /// Two uses, for both of which both interfaces could be picked.
-    fn net_config(&self, management: IpAddr) -> String {
-        let vmkernel = |name: &str, address: &str| {
-            let ip = self.element("dhcp", "false") + &self.element("ipAddress", address);
-            let inner = self.element("device", name)
-                + &self.element("key", &format!("key-vim.host.VirtualNic-{name}"))
-                + &self.around("spec", &self.around("ip", &ip));
-            self.around("candidateVnic", &inner)
-        };
-        let both = vmkernel("vmk1", "192.0.2.1") + &vmkernel("vmk0", &management.to_string());
-        let used = |nic_type: &str, name: &str| {
-            let inner = self.element("nicType", nic_type)
-                + &both
-                + &self.element("selectedVnic", &format!("key-vim.host.VirtualNic-{name}"));
-            self.around("VirtualNicManagerNetConfig", &inner)
-        };
-        used("vmotion", "vmk1") + &used("management", "vmk0")
-    }
-
     fn object(&self, entity: &Entity, sets: &[PropertySet]) -> String {
         let Self { xsi, xsd, vim, .. } = self;
         let mut out = self.reference("obj", &entity.reference);
@@ -307,6 +306,17 @@ impl Dialect {
                 missing.push_str(&self.around("missingSet", &inner));
                 continue;
             }
+            if let Some((kind, members)) = entity.condition.property(path, entity.is_connected())
+                && entity.reference.kind == "HostSystem"
+            {
+                let _ = write!(
+                    out,
+                    "<{vim}propSet><{vim}name>{path}</{vim}name><{vim}val {xsi}:type=\"{vim}{kind}\">"
+                );
+                members.iter().for_each(|member| self.member(&mut out, member));
+                let _ = write!(out, "</{vim}val></{vim}propSet>");
+                continue;
+            }
             let Some(value) = entity.properties.get(path.as_str()) else { continue };
             let (kind, text) = match value {
                 Property::Text("string", text) => {
@@ -315,9 +325,6 @@ impl Dialect {
                 Property::Text(kind, text) => (format!("{vim}{kind}"), escape(text.as_str()).into_owned()),
                 Property::Bool(flag) => (format!("{xsd}:boolean"), flag.to_string()),
                 Property::Time(time) => (format!("{xsd}:dateTime"), time.clone()),
-                Property::NetConfig(management) => {
-                    (format!("{vim}ArrayOfVirtualNicManagerNetConfig"), self.net_config(*management))
-                }
                 Property::One(one) => {
                     let _ = write!(
                         out,
@@ -339,6 +346,21 @@ impl Dialect {
             );
         }
         out.push_str(&missing);
-        self.around("objects", &out)
+        out
+    }
+
+    fn member(&self, out: &mut String, member: &Member) {
+        let Self { xsi, vim, .. } = self;
+        let Member { name, kind, refers_to, text, members } = member;
+        let _ = write!(out, "<{vim}{name}");
+        if let Some(kind) = kind {
+            let _ = write!(out, " {xsi}:type=\"{vim}{kind}\"");
+        }
+        if let Some(kind) = refers_to {
+            let _ = write!(out, " type=\"{kind}\"");
+        }
+        let _ = write!(out, ">{}", escape(text.as_str()));
+        members.iter().for_each(|member| self.member(out, member));
+        let _ = write!(out, "</{vim}{name}>");
     }
 }

@@ -6,7 +6,7 @@
 //! session that comes of it.
 
 use super::model::{Interner, ManagedObject, Reference};
-use super::property;
+use super::property::{self, Paging, Query};
 use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
 use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
 use crate::accounts::guard::Guard;
@@ -55,6 +55,12 @@ impl VimError {
         let kind = self.fault.as_ref().map(|fault| &fault.kind);
         matches!(kind, Some(FaultKind::NotAuthenticated | FaultKind::ManagedObjectNotFound))
     }
+
+    /// Whether an object that `query` names does not exist (any more).
+    pub fn is_about_an_object_of(&self, query: &Query<'_>) -> bool {
+        let fault = self.fault.as_ref().filter(|fault| fault.kind == FaultKind::ManagedObjectNotFound);
+        fault.and_then(|fault| fault.subject.as_deref()).is_some_and(|subject| query.names(subject))
+    }
 }
 
 impl From<VimError> for Failure {
@@ -75,7 +81,7 @@ pub struct VimClient {
     transport: Transport,
     vcenter: Arc<Vcenter>,
     access: Access,
-    page_size: u32,
+    paging: Paging,
     service: Option<ServiceContent>,
     session: Session,
     /// When the read that is under way has to have ended.
@@ -105,12 +111,12 @@ impl VimClient {
         stats: Arc<Stats>,
     ) -> Result<Self, Failure> {
         let transport = Transport::new(config, &vcenter, &access.allow, stats)?;
-        let page_size = config.page_size;
+        let paging = if config.unpaged { Paging::None } else { Paging::Pages(config.page_size) };
         Ok(Self {
             transport,
             vcenter,
             access,
-            page_size,
+            paging,
             service: None,
             session: Session::None,
             deadline: None,
@@ -139,22 +145,31 @@ impl VimClient {
     }
 
     /// Reads the whole tree: folders, datacenters, compute resources with name and parent, hosts with
-    /// `host_properties`. Starts a session if there is none, and once more if it turns out to be gone.
-    /// All pages or nothing, by `deadline`.
+    /// `host_properties`. See [`VimClient::retrieve`].
     pub async fn read_tree(
         &mut self,
         host_properties: &[&str],
         deadline: Instant,
     ) -> Result<Vec<ManagedObject>, VimError> {
+        self.retrieve(&Query::Tree(host_properties), deadline).await
+    }
+
+    /// Reads what `query` asks for. Starts a session if there is none, and once more if it turns out to be
+    /// gone. All pages or nothing, by `deadline`.
+    pub async fn retrieve(
+        &mut self,
+        query: &Query<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<ManagedObject>, VimError> {
         self.deadline = Some(deadline);
         self.open().await?;
         let steps = self.steps.clone();
-        match steps.timed("read", self.read_pages(host_properties)).await {
-            Err(error) if error.session_is_gone() => {
+        match steps.timed("read", self.read_pages(query)).await {
+            Err(error) if error.session_is_gone() && !error.is_about_an_object_of(query) => {
                 tracing::info!(vcenter = %self.vcenter.address, "the session is gone ({error}), logging in again");
                 self.logout().await;
                 self.open().await?;
-                self.read_pages(host_properties).await
+                self.read_pages(query).await
             }
             other => other,
         }
@@ -224,14 +239,13 @@ impl VimClient {
         result.map_err(VimError::from)
     }
 
-    async fn read_pages(&mut self, host_properties: &[&str]) -> Result<Vec<ManagedObject>, VimError> {
+    async fn read_pages(&mut self, query: &Query<'_>) -> Result<Vec<ManagedObject>, VimError> {
         let service = self.service.clone().ok_or_else(|| {
             Failure::new(FailureReason::CommandFailed, format!("no session with {}", self.vcenter.id()))
         })?;
         let mut strings = Interner::default();
         let mut objects = Vec::new();
-        let mut method = Method::RetrievePropertiesEx;
-        let mut request = property::retrieve_tree(&service, host_properties, self.page_size);
+        let (mut method, mut request) = property::retrieve(&service, query, self.paging);
         for number in 1..=MAX_PAGES {
             let page = self
                 .ask(method, request, Some(number), |body| property::read_page(method, body, &mut strings))

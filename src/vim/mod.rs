@@ -4,8 +4,8 @@
 //! HTTP exchange with its limits; [`client`] is the session.
 
 pub mod client;
+pub mod management;
 pub mod model;
-mod net_config;
 pub mod property;
 mod resolver;
 pub mod soap;

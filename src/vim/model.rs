@@ -51,10 +51,35 @@ pub enum Value {
     Time(f64),
     /// A reference to another object.
     Reference(Reference),
-    /// The first address of the management interface, out of `VirtualNicManagerNetConfig`s.
-    ManagementAddress(std::net::IpAddr),
-    /// Something else: an array, a number, a data object.
+    /// An array, or a data object: its elements. An array that is set and empty has none.
+    Items(Vec<Item>),
+    /// Something else, or more of it than anybody wants.
     Other,
+}
+
+/// An element of an array or a member of a data object, flat: the texts in it with their paths. An
+/// `AlarmState` of `triggeredAlarmState`, say, with `alarm`, `entity`, `overallStatus` and so on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Its element's name: the type of an array's elements, or which member of the data object.
+    pub name: Arc<str>,
+    /// Its own type (`xsi:type`); empty where that goes without saying.
+    pub kind: Arc<str>,
+    /// The texts in the order of the document, by the names of their elements, joined by dots:
+    /// `healthState.key`. An element that is empty is there with an empty text.
+    pub fields: Vec<(Arc<str>, Arc<str>)>,
+}
+
+impl Item {
+    /// The first text at this path.
+    pub fn get(&self, path: &str) -> Option<&Arc<str>> {
+        self.fields.iter().find(|(at, _)| &**at == path).map(|(_, text)| text)
+    }
+
+    /// All texts at this path.
+    pub fn all<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Arc<str>> {
+        self.fields.iter().filter(move |(at, _)| &**at == path).map(|(_, text)| text)
+    }
 }
 
 impl ManagedObject {
@@ -89,6 +114,14 @@ impl ManagedObject {
         match self.get(path) {
             Some(Value::Time(time)) => Some(*time),
             _ => None,
+        }
+    }
+
+    /// The elements of a property that is an array or a data object; none where it is not set.
+    pub fn items(&self, path: &str) -> &[Item] {
+        match self.get(path) {
+            Some(Value::Items(items)) => items,
+            _ => &[],
         }
     }
 

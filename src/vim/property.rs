@@ -3,17 +3,21 @@
 //! No view is made: a recursive traversal from the root folder is one request without state, which
 //! survives a restart of the server and brings the clusters and datacenters along.
 
-use super::model::{Interner, ManagedObject, Reference, Value};
-use super::net_config;
+use super::model::{Interner, Item, ManagedObject, Reference, Value};
 use super::soap::{self, FaultKind, Method, NoResult, ServiceContent};
-use super::xml::{Cursor, Element, Unreadable};
+use super::xml::{Cursor, Element, Inside, Unreadable};
 use std::fmt::Write;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Most objects of one page. A vCenter sends about 100 of its own accord.
 const MAX_OBJECTS: usize = 100_000;
 /// Longest token, bytes.
 const MAX_TOKEN: usize = 1024;
+/// Longest text that is a value, bytes. vSphere's own limit for names is 80 characters.
+const MAX_VALUE: usize = 4096;
+/// Most texts in an array or a data object. A server with 200 sensors has some 2,500 in them.
+const MAX_FIELDS: usize = 20_000;
 
 /// One page of objects.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -25,35 +29,88 @@ pub struct Page {
     pub objects: Vec<ManagedObject>,
 }
 
-/// The request for folders, datacenters, compute resources (clusters are some) with name and parent, and
-/// for hosts with `host_properties`. `page_size` 0: the server decides.
-pub fn retrieve_tree(
-    service: &ServiceContent,
-    host_properties: &[&str],
-    page_size: u32,
-) -> Zeroizing<String> {
+/// What to read.
+#[derive(Debug, Clone, Copy)]
+pub enum Query<'a> {
+    /// Folders, datacenters, compute resources (clusters are some) with name and parent, and hosts with
+    /// these properties.
+    Tree(&'a [&'a str]),
+    /// Some objects of one type, without anything around them.
+    Objects {
+        /// Their type.
+        kind: &'a str,
+        /// Which ones. At least one.
+        ids: &'a [Arc<str>],
+        /// The properties.
+        properties: &'a [&'a str],
+    },
+}
+
+impl Query<'_> {
+    /// Whether it asks for this very object, by its name.
+    pub fn names(&self, id: &str) -> bool {
+        match self {
+            Self::Tree(_) => false,
+            Self::Objects { ids, .. } => ids.iter().any(|known| &**known == id),
+        }
+    }
+}
+
+/// How the objects are to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paging {
+    /// In pages of so many objects; 0: the server decides.
+    Pages(u32),
+    /// All in one answer, by the method of API 4.0.
+    None,
+}
+
+/// The request for the first page, or for everything, and its method.
+pub fn retrieve(service: &ServiceContent, query: &Query<'_>, paging: Paging) -> (Method, Zeroizing<String>) {
     let mut spec = String::from("<specSet>");
+    match query {
+        Query::Tree(host_properties) => tree(&mut spec, service, host_properties),
+        Query::Objects { kind, ids, properties } => {
+            property_set(&mut spec, kind, properties);
+            for id in *ids {
+                spec.push_str("<objectSet>");
+                reference(&mut spec, kind, id);
+                spec.push_str("</objectSet>");
+            }
+        }
+    }
+    spec.push_str("</specSet>");
+    let method = match paging {
+        Paging::None => Method::RetrieveProperties,
+        Paging::Pages(0) => {
+            spec.push_str("<options/>");
+            Method::RetrievePropertiesEx
+        }
+        Paging::Pages(size) => {
+            let _ = write!(spec, "<options><maxObjects>{size}</maxObjects></options>");
+            Method::RetrievePropertiesEx
+        }
+    };
+    (method, soap::request(method, &service.property_collector, &spec))
+}
+
+fn tree(spec: &mut String, service: &ServiceContent, host_properties: &[&str]) {
     for kind in ["Folder", "Datacenter", "ComputeResource"] {
-        property_set(&mut spec, kind, &["name", "parent"]);
+        property_set(spec, kind, &["name", "parent"]);
     }
-    property_set(&mut spec, "HostSystem", host_properties);
-    let root = &service.root_folder;
-    let _ = write!(
-        spec,
-        "<objectSet><obj type=\"{}\">{}</obj><skip>false</skip>",
-        quick_xml::escape::escape(&*root.kind),
-        quick_xml::escape::escape(&*root.id)
-    );
-    traversal(&mut spec, "folder", "Folder", "childEntity", &["folder", "datacenter", "compute"]);
-    traversal(&mut spec, "datacenter", "Datacenter", "hostFolder", &["folder"]);
-    traversal(&mut spec, "compute", "ComputeResource", "host", &[]);
-    spec.push_str("</objectSet></specSet>");
-    if page_size == 0 {
-        spec.push_str("<options/>");
-    } else {
-        let _ = write!(spec, "<options><maxObjects>{page_size}</maxObjects></options>");
-    }
-    soap::request(Method::RetrievePropertiesEx, &service.property_collector, &spec)
+    property_set(spec, "HostSystem", host_properties);
+    spec.push_str("<objectSet>");
+    reference(spec, &service.root_folder.kind, &service.root_folder.id);
+    spec.push_str("<skip>false</skip>");
+    traversal(spec, "folder", "Folder", "childEntity", &["folder", "datacenter", "compute"]);
+    traversal(spec, "datacenter", "Datacenter", "hostFolder", &["folder"]);
+    traversal(spec, "compute", "ComputeResource", "host", &[]);
+    spec.push_str("</objectSet>");
+}
+
+fn reference(spec: &mut String, kind: &str, id: &str) {
+    use quick_xml::escape::escape;
+    let _ = write!(spec, "<obj type=\"{}\">{}</obj>", escape(kind), escape(id));
 }
 
 /// The request for the next page.
@@ -84,16 +141,24 @@ fn traversal(spec: &mut String, name: &str, kind: &str, path: &str, then: &[&str
     spec.push_str("</selectSet>");
 }
 
-/// Reads a page: the answer to `RetrievePropertiesEx` or `ContinueRetrievePropertiesEx`. An answer without
-/// a result (nothing matched) is an empty page.
+/// Reads a page: the answer to `RetrievePropertiesEx` or `ContinueRetrievePropertiesEx`, or everything: the
+/// answer to `RetrieveProperties`, whose results are the objects themselves. An answer without a result
+/// (nothing matched) is an empty page.
 pub fn read_page(method: Method, body: &[u8], strings: &mut Interner) -> Result<Page, NoResult> {
     let mut page = Page::default();
+    let check = |cursor: &Cursor<'_>, objects: &[ManagedObject]| match objects.len() {
+        0..MAX_OBJECTS => Ok(()),
+        _ => Err(cursor.unreadable("more objects than the limit")),
+    };
     soap::read_answer(method, body, |cursor| {
+        if method == Method::RetrieveProperties {
+            check(cursor, &page.objects)?;
+            page.objects.extend(read_object(cursor, strings)?);
+            return Ok(());
+        }
         while let Some(part) = cursor.child()? {
             if part.is_vim("objects") {
-                if page.objects.len() >= MAX_OBJECTS {
-                    return Err(cursor.unreadable("more objects than the limit"));
-                }
+                check(cursor, &page.objects)?;
                 page.objects.extend(read_object(cursor, strings)?);
             } else if part.is_vim("token") {
                 let token = cursor.text()?;
@@ -172,7 +237,8 @@ fn read_reference(
 }
 
 /// Reads a value by its type. Enumerations come with the enumeration's name for a type, so what is not
-/// known and holds text alone is text.
+/// known and holds text alone is text. A text beyond its limit is no value: one host with such a name must
+/// not make the others unreadable.
 fn read_value(
     cursor: &mut Cursor<'_>,
     element: &Element<'_>,
@@ -180,33 +246,93 @@ fn read_value(
 ) -> Result<Value, Unreadable> {
     match element.xsi_type.as_deref() {
         Some("ManagedObjectReference") => Ok(Value::Reference(read_reference(cursor, element, strings)?)),
-        Some("boolean") => Ok(match cursor.text()?.trim() {
-            "true" | "1" => Value::Bool(true),
-            "false" | "0" => Value::Bool(false),
+        Some("boolean") => Ok(match cursor.text_within(MAX_VALUE)?.as_deref().map(str::trim) {
+            Some("true" | "1") => Value::Bool(true),
+            Some("false" | "0") => Value::Bool(false),
             _ => Value::Other,
         }),
         Some("dateTime") => {
-            Ok(cursor.text()?.trim().parse::<jiff::Timestamp>().map_or(Value::Other, |time| {
+            let text = cursor.text_within(MAX_VALUE)?.unwrap_or_default();
+            Ok(text.trim().parse::<jiff::Timestamp>().map_or(Value::Other, |time| {
                 // Milliseconds fit a double for the next 285,000 years.
                 Value::Time(time.as_millisecond() as f64 / 1000.0)
             }))
         }
-        Some("ArrayOfVirtualNicManagerNetConfig") => {
-            let address = net_config::read_management_address(cursor)?;
-            Ok(address.map_or(Value::Other, Value::ManagementAddress))
+        Some(kind) if is_textual(kind) => {
+            Ok(cursor.text_within(MAX_VALUE)?.map_or(Value::Other, |text| Value::Text(strings.get(&text))))
         }
-        Some(kind) if is_textual(kind) => Ok(Value::Text(strings.get(&cursor.text()?))),
-        _ => cursor.skip().map(|()| Value::Other),
+        Some(_) => read_items(cursor, strings),
+        None => cursor.skip().map(|()| Value::Other),
     }
 }
 
-/// Strings and the enumerations of the vSphere API whose words are read; anything else is data that nobody
-/// here asked for.
+/// Strings and the enumerations of the vSphere API whose words are read.
 fn is_textual(kind: &str) -> bool {
     kind == "string"
         || kind == "ManagedEntityStatus"
         || kind == "HostSystemConnectionState"
         || kind == "HostSystemPowerState"
+}
+
+/// Reads an array or a data object. A number and the like has no elements, and is something else.
+fn read_items(cursor: &mut Cursor<'_>, strings: &mut Interner) -> Result<Value, Unreadable> {
+    let (mut items, mut left, mut is_plain) = (Vec::new(), MAX_FIELDS, false);
+    let mut path = String::new();
+    loop {
+        match cursor.inside()? {
+            Inside::Close if is_plain && items.is_empty() => return Ok(Value::Other),
+            Inside::Close => return Ok(Value::Items(items)),
+            Inside::Text(text) => is_plain |= !text.trim().is_empty(),
+            Inside::Open(element) => {
+                let name = strings.get(element.name());
+                let kind = strings.get(element.xsi_type.as_deref().unwrap_or_default());
+                let mut fields = Vec::new();
+                read_fields(cursor, strings, &mut path, &mut fields, &mut left)?;
+                if left == 0 {
+                    // The array is still open.
+                    cursor.skip()?;
+                    return Ok(Value::Other);
+                }
+                items.push(Item { name, kind, fields });
+            }
+        }
+    }
+}
+
+/// Reads what is in an element: its own text if it holds no others. Recursion ends where the cursor's
+/// limit of nesting does.
+fn read_fields(
+    cursor: &mut Cursor<'_>,
+    strings: &mut Interner,
+    path: &mut String,
+    fields: &mut Vec<(Arc<str>, Arc<str>)>,
+    left: &mut usize,
+) -> Result<(), Unreadable> {
+    let (mut text, mut is_leaf) = (std::borrow::Cow::Borrowed(""), true);
+    loop {
+        match cursor.inside()? {
+            Inside::Open(element) => {
+                is_leaf = false;
+                let outside = path.len();
+                if outside > 0 {
+                    path.push('.');
+                }
+                path.push_str(element.name());
+                read_fields(cursor, strings, path, fields, left)?;
+                path.truncate(outside);
+            }
+            // A long message is cut, and the rest of the data object still is of use.
+            Inside::Text(more) if text.len() + more.len() > MAX_VALUE => {}
+            Inside::Text(more) if text.is_empty() => text = more,
+            Inside::Text(more) => text.to_mut().push_str(&more),
+            Inside::Close => break,
+        }
+    }
+    if is_leaf && *left > 0 {
+        *left -= 1;
+        fields.push((strings.get(path), strings.get(&text)));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn recorded_values_have_their_types() {
         assert_eq!(host.name().as_deref(), Some("DC0_H0"));
         assert_eq!(host.flag("runtime.inMaintenanceMode"), Some(false));
         assert_eq!(host.text("runtime.connectionState").map(|t| &**t), Some("connected"));
-        assert_eq!(host.get("triggeredAlarmState"), Some(&Value::Other));
+        assert_eq!(host.get("triggeredAlarmState"), Some(&Value::Items(vec![])), "set, and empty");
         let booted = host.time("runtime.bootTime").unwrap();
         assert!((1.7e9..1.9e9).contains(&booted), "{booted}");
         assert_eq!(host.get("config.service.service"), None);
@@ -89,10 +89,57 @@ fn what_could_not_be_read_is_kept_with_its_reason() {
 }
 
 #[test]
-fn a_whole_data_object_is_skipped_and_not_half_read() {
-    let page = first_page(&recorded("vcsim-2026-08", "RetrievePropertiesEx-services-one-host")).unwrap();
-    assert_eq!(page.objects.len(), 1);
-    assert!(page.objects[0].properties.iter().all(|(_, value)| *value == Value::Other), "{page:?}");
+fn an_array_comes_flat_and_in_order() {
+    for version in ["vcsim-2026-08", "vcsim-0.24.2"] {
+        let page = first_page(&recorded(version, "RetrievePropertiesEx-services-one-host")).unwrap();
+        let services = page.objects[0].items("config.service.service");
+        let names: Vec<&str> = services.iter().filter_map(|service| Some(&**service.get("key")?)).collect();
+        assert_eq!(names[..3], ["DCUI", "TSM", "TSM-SSH"], "{version}");
+        let fields: Vec<_> = services[0].fields.iter().map(|(path, text)| format!("{path}={text}")).collect();
+        assert_eq!((&*services[0].name, &*services[0].kind), ("HostService", ""));
+        assert_eq!(fields[..3], ["key=DCUI", "label=Direct Console UI", "required=false"]);
+        assert!(fields.contains(&"sourcePackage.sourcePackageName=esx-base".to_owned()), "{fields:?}");
+    }
+}
+
+#[test]
+fn items_have_types_and_limits() {
+    let value = |val: &str| {
+        let text = answer(&format!(
+            r#"<objects><obj type="HostSystem">host-1</obj><propSet><name>p</name><val t:type="ArrayOfEvent">{val}</val></propSet></objects>
+               <objects><obj type="HostSystem">host-2</obj></objects>"#
+        ));
+        let mut page = first_page(text.as_bytes()).unwrap();
+        assert_eq!(page.objects.len(), 2, "the next one is read in any case");
+        page.objects.remove(0).properties.remove(0).1
+    };
+    let Value::Items(items) =
+        value(r#"<Event t:type="v:EventEx"><a/><b><c>1</c><c>2</c></b> </Event> <Event/>"#)
+    else {
+        panic!()
+    };
+    assert_eq!((&*items[0].name, &*items[0].kind), ("Event", "EventEx"));
+    assert_eq!(items[0].get("a").map(|text| &**text), Some(""));
+    assert_eq!(items[0].all("b.c").map(|text| &**text).collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(items.len(), 2);
+    assert_eq!(value(&"<Event><a/></Event>".repeat(MAX_FIELDS + 1)), Value::Other);
+    let Value::Items(items) = value(&format!("<Event><a>{}</a><b>1</b></Event>", "x".repeat(MAX_VALUE + 1)))
+    else {
+        panic!()
+    };
+    assert_eq!(items[0].get("b").map(|text| &**text), Some("1"), "what is too long is cut");
+}
+
+#[test]
+fn a_huge_name_is_no_name_and_the_neighbours_have_theirs() {
+    let object = |id: u32, name: &str| {
+        format!(
+            r#"<objects><obj type="HostSystem">host-{id}</obj><propSet><name>name</name><val t:type="x:string">{name}</val></propSet></objects>"#
+        )
+    };
+    let text = answer(&(object(1, &"x".repeat(1_000_000)) + &object(2, "esx2")));
+    let page = first_page(text.as_bytes()).unwrap();
+    assert_eq!(page.objects.iter().map(ManagedObject::name).collect::<Vec<_>>(), [None, Some("esx2".into())]);
 }
 
 #[test]
@@ -124,7 +171,14 @@ fn odd_values_are_other_and_unknown_elements_are_skipped() {
         (r#"<val t:type="x:string"/>"#, Value::Text("".into())),
         (r#"<val t:type="x:string">a &amp; b</val>"#, Value::Text("a & b".into())),
         (r#"<val t:type="ManagedEntityStatus">purple</val>"#, Value::Text("purple".into())),
-        (r#"<val t:type="ArrayOfString"><string>a</string></val>"#, Value::Other),
+        (
+            r#"<val t:type="ArrayOfString"><string>a</string></val>"#,
+            Value::Items(vec![Item {
+                name: "string".into(),
+                kind: "".into(),
+                fields: vec![("".into(), "a".into())],
+            }]),
+        ),
         (
             r#"<val t:type="ManagedObjectReference" type="Folder">f-1</val>"#,
             Value::Reference(Reference::new("Folder", "f-1")),
@@ -136,10 +190,15 @@ fn odd_values_are_other_and_unknown_elements_are_skipped() {
 
 #[test]
 fn an_answer_that_is_cut_anywhere_gives_nothing() {
-    let whole = recorded("vcsim-2026-08", "ContinueRetrievePropertiesEx-page3");
-    for end in 0..whole.len() {
-        let cut = read_page(Method::ContinueRetrievePropertiesEx, &whole[..end], &mut Interner::default());
-        assert!(matches!(cut, Err(NoResult::Unreadable(_))), "cut at {end}: {cut:?}");
+    for (method, name) in [
+        (Method::ContinueRetrievePropertiesEx, "ContinueRetrievePropertiesEx-page3"),
+        (Method::RetrievePropertiesEx, "RetrievePropertiesEx-services-one-host"),
+    ] {
+        let whole = recorded("vcsim-2026-08", name);
+        for end in 0..whole.len() {
+            let cut = read_page(method, &whole[..end], &mut Interner::default());
+            assert!(matches!(cut, Err(NoResult::Unreadable(_))), "{name} cut at {end}: {cut:?}");
+        }
     }
 }
 
@@ -162,7 +221,9 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
         api_version: String::new(),
         api_type: String::new(),
     };
-    let request = retrieve_tree(&service, &["name", "overallStatus"], 0);
+    let pages = Paging::Pages(0);
+    let (method, request) = retrieve(&service, &Query::Tree(&["name", "overallStatus"]), pages);
+    assert_eq!(method, Method::RetrievePropertiesEx);
     assert!(request.contains(
         "<propSet><type>HostSystem</type><pathSet>name</pathSet><pathSet>overallStatus</pathSet></propSet>"
     ));
@@ -170,7 +231,31 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
     assert!(request.ends_with(
         "</objectSet></specSet><options/></RetrievePropertiesEx></soapenv:Body></soapenv:Envelope>"
     ));
-    let sized = retrieve_tree(&service, &["name"], 50);
+    let (_, sized) = retrieve(&service, &Query::Tree(&["name"]), Paging::Pages(50));
     assert!(sized.contains("<options><maxObjects>50</maxObjects></options>"));
+    let (method, unpaged) = retrieve(&service, &Query::Tree(&["name"]), Paging::None);
+    assert_eq!(method, Method::RetrieveProperties);
+    assert!(
+        unpaged.ends_with("</objectSet></specSet></RetrieveProperties></soapenv:Body></soapenv:Envelope>")
+    );
     assert!(continue_retrieve(&service, "0").contains("<token>0</token>"));
+}
+
+#[test]
+fn some_objects_are_asked_for_by_name_without_a_walk() {
+    let service = ServiceContent {
+        root_folder: Reference::new("Folder", "group-d1"),
+        property_collector: Reference::new("PropertyCollector", "propertyCollector"),
+        session_manager: Reference::new("SessionManager", "SessionManager"),
+        api_version: String::new(),
+        api_type: String::new(),
+    };
+    let ids = ["host-1".into(), "host<2".into()];
+    let query = Query::Objects { kind: "HostSystem", ids: &ids, properties: &["name"] };
+    assert!(retrieve(&service, &query, Paging::Pages(0)).1.contains(
+        "<specSet><propSet><type>HostSystem</type><pathSet>name</pathSet></propSet>\
+         <objectSet><obj type=\"HostSystem\">host-1</obj></objectSet>\
+         <objectSet><obj type=\"HostSystem\">host&lt;2</obj></objectSet></specSet><options/>"
+    ));
+    assert!(query.names("host-1") && !query.names("host-2"));
 }

@@ -9,6 +9,7 @@ use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
 use quick_xml::reader::NsReader;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// SOAP 1.1 envelope.
 pub const SOAP: &str = "http://schemas.xmlsoap.org/soap/envelope/";
@@ -21,6 +22,8 @@ pub const XSD: &str = "http://www.w3.org/2001/XMLSchema";
 
 /// Deepest nesting that is followed. The deepest answer that we ask for has 9 levels.
 const MAX_DEPTH: usize = 64;
+/// Most types that are remembered.
+const MAX_TYPES: usize = 32;
 /// Longest text of one element, bytes.
 const MAX_TEXT: usize = 64 * 1024;
 
@@ -56,13 +59,24 @@ pub enum Token<'a> {
     End,
 }
 
+/// What stands in an element.
+#[derive(Debug)]
+pub enum Inside<'a> {
+    /// A child starts.
+    Open(Element<'a>),
+    /// A piece of text.
+    Text(Cow<'a, str>),
+    /// The element ends.
+    Close,
+}
+
 /// The start of an element.
 #[derive(Debug)]
 pub struct Element<'a> {
     /// Its namespace.
     pub ns: Ns,
     /// Value of `xsi:type` without prefix.
-    pub xsi_type: Option<String>,
+    pub xsi_type: Option<Arc<str>>,
     tag: BytesStart<'a>,
 }
 
@@ -94,6 +108,8 @@ pub struct Cursor<'a> {
     reader: NsReader<&'a [u8]>,
     depth: usize,
     began: bool,
+    /// The types that were met: an answer has a few, each of them thousands of times.
+    types: Vec<Arc<str>>,
 }
 
 impl<'a> Cursor<'a> {
@@ -105,7 +121,7 @@ impl<'a> Cursor<'a> {
         })?;
         let mut reader = NsReader::from_str(text);
         reader.config_mut().expand_empty_elements = true;
-        Ok(Self { reader, depth: 0, began: false })
+        Ok(Self { reader, depth: 0, began: false, types: Vec::new() })
     }
 
     /// An error at the place that was reached.
@@ -134,6 +150,16 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The next thing in the element that was opened last, text included.
+    pub fn inside(&mut self) -> Result<Inside<'a>, Unreadable> {
+        match self.event()? {
+            Step::Open(element) => Ok(Inside::Open(element)),
+            Step::Text(text) => Ok(Inside::Text(text)),
+            Step::Close => Ok(Inside::Close),
+            Step::End => Err(self.unreadable("the answer is cut off")),
+        }
+    }
+
     /// Skips the rest of the element that was opened last.
     pub fn skip(&mut self) -> Result<(), Unreadable> {
         let outside = self.depth.saturating_sub(1);
@@ -145,22 +171,31 @@ impl<'a> Cursor<'a> {
 
     /// The text of the element that was opened last, up to its end. Elements within are skipped.
     pub fn text(&mut self) -> Result<Cow<'a, str>, Unreadable> {
+        match self.text_within(MAX_TEXT)? {
+            Some(text) => Ok(text),
+            None => Err(self.unreadable("a text is longer than its limit")),
+        }
+    }
+
+    /// The same; `None` if it has more than `limit` bytes.
+    pub fn text_within(&mut self, limit: usize) -> Result<Option<Cow<'a, str>>, Unreadable> {
         let inside = self.depth;
         let mut text: Cow<'a, str> = Cow::Borrowed("");
+        let mut is_within = true;
         loop {
             match self.event()? {
                 Step::Text(more) if self.depth == inside => {
-                    if text.len() + more.len() > MAX_TEXT {
-                        return Err(self.unreadable("a text is longer than its limit"));
-                    }
-                    if text.is_empty() {
+                    is_within &= text.len() + more.len() <= limit;
+                    if !is_within {
+                        text = Cow::Borrowed("");
+                    } else if text.is_empty() {
                         text = more;
                     } else {
                         text.to_mut().push_str(&more);
                     }
                 }
                 Step::Text(_) | Step::Open(_) => {}
-                Step::Close if self.depth < inside => return Ok(text),
+                Step::Close if self.depth < inside => return Ok(is_within.then_some(text)),
                 Step::Close => {}
                 Step::End => return Err(self.unreadable("the answer is cut off")),
             }
@@ -220,7 +255,7 @@ impl<'a> Cursor<'a> {
 
     /// The local part of `xsi:type`. Its prefix names a schema (vim25 or XML Schema), whose type names do
     /// not overlap where it matters.
-    fn xsi_type(&self, tag: &BytesStart<'_>) -> Result<Option<String>, Unreadable> {
+    fn xsi_type(&mut self, tag: &BytesStart<'_>) -> Result<Option<Arc<str>>, Unreadable> {
         if tag.attributes_raw().is_empty() {
             return Ok(None);
         }
@@ -233,8 +268,15 @@ impl<'a> Cursor<'a> {
                 let value = attribute
                     .normalized_value(XmlVersion::Implicit1_0)
                     .map_err(|_| self.unreadable("a bad attribute"))?;
-                let local = value.rsplit(':').next().unwrap_or_default();
-                return Ok(Some(local.trim().to_owned()));
+                let local = value.rsplit(':').next().unwrap_or_default().trim();
+                if let Some(known) = self.types.iter().find(|known| &***known == local) {
+                    return Ok(Some(Arc::clone(known)));
+                }
+                let new: Arc<str> = local.into();
+                if self.types.len() < MAX_TYPES {
+                    self.types.push(Arc::clone(&new));
+                }
+                return Ok(Some(new));
             }
         }
         Ok(None)

@@ -43,6 +43,7 @@ impl Setup {
                 verify_tls: true,
                 ca_file: Some(ca_file.path().to_owned()),
                 page_size: 0,
+                unpaged: false,
                 connect_timeout: Duration::from_secs(5),
                 call_timeout: Duration::from_secs(30),
             },

@@ -83,7 +83,7 @@ impl Story {
                     Some(before) => format!("{} → {}", word(before), word(value)),
                     None => word(value).to_owned(),
                 };
-                match reason(seen, metric, series).filter(|_| value == 0.0) {
+                match reason(seen, metric, series).filter(|_| !is_good(metric, value)) {
                     // It is a state of its own, although its value is that of a stopped one.
                     Some(reason) if reason == "not_installed" => text = "not installed".to_owned(),
                     Some(reason) => text = format!("{text} ({reason})"),
@@ -179,18 +179,22 @@ fn is_good(metric: &str, value: f64) -> bool {
     value == if metric == "esxi.overall_status" { 2.0 } else { 1.0 }
 }
 
-/// The word that came along with a failure.
+/// The word that came along with a failure; the alarms that came along with a status.
 fn reason(seen: &Seen, metric: &str, series: &Series) -> Option<String> {
-    let metric = match metric {
-        "esxi.host.ssh.up" => "esxi.host.ssh.failure",
-        "esxi.vcenter.up" => "esxi.vcenter.failure",
-        "esxi.critical_service.status" => "esxi.critical_service.problem",
+    let (metric, key) = match metric {
+        "esxi.host.ssh.up" => ("esxi.host.ssh.failure", "reason"),
+        "esxi.vcenter.up" => ("esxi.vcenter.failure", "reason"),
+        "esxi.critical_service.status" => ("esxi.critical_service.problem", "reason"),
+        "esxi.overall_status" => ("esxi.host.alarm", "alarm"),
         _ => return None,
     };
     let same: Vec<(&str, &str)> = series.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    seen.series(metric, &same)
-        .find(|(_, points)| points.back().is_some_and(|point| point.value.is_some()))
-        .and_then(|(series, _)| series.get("reason").cloned())
+    let now = seen
+        .series(metric, &same)
+        .filter(|(_, points)| points.back().is_some_and(|point| point.value.is_some()))
+        .filter_map(|(series, _)| series.get(key).map(String::as_str));
+    let words: Vec<&str> = now.collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn line(who: &str, what: &str, text: &str) -> String {

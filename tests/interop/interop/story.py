@@ -9,6 +9,7 @@ from .processes import CACHE, LOGS, NotInTime, get, wait_for
 from .received import scraped, series
 from .telemetry import HERE
 
+ALARM = "Host memory status"
 ARRIVAL = 3             # seconds that a change may take beyond the pace at which it is looked for
 # How a series is looked at: pushed, pulled, and by way of both of the Collector's Prometheus exporters.
 WAYS = {"file": "in the Collector's file", "scrape": "scraped by Prometheus",
@@ -163,11 +164,14 @@ def changes_arrive(setup, table):
     status = series("esxi.overall_status", {"vcenter": vc.name, "site": vc.site, "hostsystem": fleet.healthy.address})
     connected = series("esxi.host.connection_state", {"address": fleet.healthy.address, "vcenter": vc.name, "site": vc.site,
                                                       "hostsystem": fleet.healthy.address, "state": "connected"})
+    alarm = series("esxi.host.alarm", {"address": fleet.healthy.address, "vcenter": vc.name, "site": vc.site,
+                                       "hostsystem": fleet.healthy.address, "alarm": ALARM, "severity": "red"})
 
     for what, change, key, value, pace in (
         ("a service stops", lambda: fleet.healthy.set("ntpd", False), service, 0, SERVICE_INTERVAL),
         ("a service runs again", lambda: fleet.healthy.set("ntpd", True), service, 1, SERVICE_INTERVAL),
         ("a host turns red in vCenter", lambda: vc.set(fleet.healthy.address, overallStatus="red"), status, 0, STATUS_INTERVAL),
+        ("an alarm says why", lambda: vc.set(fleet.healthy.address, alarm=ALARM), alarm, 1, STATUS_INTERVAL),
         ("a host turns yellow in vCenter", lambda: vc.set(fleet.healthy.address, overallStatus="yellow"), status, 1, STATUS_INTERVAL),
         ("a host loses vCenter", lambda: vc.set(fleet.healthy.address, connectionState="notResponding"),
          connected, 0, STATUS_INTERVAL),

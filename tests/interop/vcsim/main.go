@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -125,6 +126,25 @@ func change(name string, val any) types.PropertyChange {
 	return types.PropertyChange{Name: name, Val: val}
 }
 
+// triggered is the state of an alarm of that name on a host; none for an empty name. The alarm is defined if it
+// is not there.
+func (v *vcenter) triggered(host *simulator.HostSystem, name string) []types.AlarmState {
+	if name == "" {
+		return []types.AlarmState{}
+	}
+	self := types.ManagedObjectReference{Type: "Alarm", Value: "alarm-interop"}
+	if v.model.Map().Get(self) == nil {
+		alarm := &simulator.Alarm{}
+		alarm.Self = self
+		alarm.Info.Name = name
+		v.model.Map().Put(alarm)
+	}
+	return []types.AlarmState{{
+		Key: self.Value + "." + host.Self.Value, Entity: host.Self, Alarm: self,
+		OverallStatus: types.ManagedEntityStatusRed, Time: time.Now(), Acknowledged: types.NewBool(false),
+	}}
+}
+
 func (v *vcenter) update(host *simulator.HostSystem, changes ...types.PropertyChange) {
 	v.model.Map().AtomicUpdate(v.model.Service.Context, host, changes)
 }
@@ -132,7 +152,7 @@ func (v *vcenter) update(host *simulator.HostSystem, changes ...types.PropertyCh
 // controls is what a test may ask and do:
 //
 //	GET  /state                                open sessions, logins, calls, hosts
-//	POST /host?name=N&overallStatus=red        also connectionState, rename, maintenance
+//	POST /host?name=N&overallStatus=red        also connectionState, rename, maintenance, alarm
 func (v *vcenter) controls() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /state", v.state)
@@ -191,6 +211,8 @@ func (v *vcenter) setHost(w http.ResponseWriter, r *http.Request) {
 		case "maintenance":
 			changes = append(changes, change("runtime.inMaintenanceMode", val == "true"),
 				change("summary.runtime.inMaintenanceMode", val == "true"))
+		case "alarm":
+			changes = append(changes, change("triggeredAlarmState", v.triggered(host, val)))
 		case "rename":
 			changes = append(changes, change("name", val), change("summary.config.name", val))
 		default:
