@@ -42,11 +42,9 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
         },
         lockout: LockoutConfig { wait: second, max_wait: second, unproven_tries: 3, volatile: true },
         vcenter: VcenterConfig {
-            verify_tls: true,
-            ca_file: None,
-            page_size: 0,
             connect_timeout: second,
             call_timeout: second,
+            ..VcenterConfig::default()
         },
         otlp,
         prometheus: None,

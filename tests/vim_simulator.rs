@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a story may fail")]
 
 use esxi_otel_agent::simulator::vcenter::{VcenterHandle, VcenterSim, VcenterSpec};
-use esxi_otel_agent::vim::transport::install_crypto;
+use esxi_otel_agent::vim::tls::install_crypto;
 
 /// Somebody who writes SOAP by hand.
 struct Hand {

@@ -2,11 +2,10 @@
 
 use super::file::{File, Value};
 use super::report::{ConfigError, Origin, Problem, SettingOrigin};
-use super::section::{At, By, Context, Element, Section};
+use super::section::{By, Context, Element, Section};
 use super::values::{boolean, duration, integer, listen, one_of, parsed, text, texts};
 use super::{
     Config, HostKeyPolicy, InventoryConfig, LockoutConfig, PrometheusConfig, SshConfig, StaticTarget,
-    VcenterConfig,
 };
 use crate::inventory::{AddressTemplate, Allow, AllowRule, Endpoint, Shard};
 use std::collections::BTreeMap;
@@ -137,7 +136,7 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
         critical_service: critical_service.map(|on| on.value),
         state_dir,
         lockout: lockout(&mut root),
-        vcenter: vcenter(&mut root),
+        vcenter: super::vcenter::vcenter(&mut root),
         otlp: super::otlp::resolve(&mut root, &instance),
         prometheus: prometheus(&mut root),
     }
@@ -333,44 +332,6 @@ fn lockout(root: &mut Section<'_>) -> LockoutConfig {
         ));
     }
     LockoutConfig { wait: wait.value, max_wait: max_wait.value, unproven_tries, volatile: volatile.value }
-}
-
-fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
-    let context = root.context;
-    // The Python exporter's sample file says ssl_verify, its code reads verify_ssl.
-    let old = ["ssl_verify", "verify_ssl"].map(|key| root.setting(key, boolean).unrecorded());
-    let mut section = root.section("vcenter");
-    let new = section.setting("verify_tls", boolean);
-    let ca_file = section.setting("ca_file", |value| context.path(value)).optional();
-    let new = new.unrecorded();
-    let given: Vec<&At<bool>> = old.iter().chain([&new]).flatten().collect();
-    let chosen = given.iter().min_by_key(|at| &at.by);
-    if let Some(At { value: verify, key, by, .. }) = chosen {
-        context.record("vcenter.verify_tls", verify.to_string(), by.clone());
-        let place = context.origin(by);
-        // A flag does not contradict the file, it wins.
-        let others = given.iter().filter(|other| matches!((by, &other.by), (By::Node(_), By::Node(_))));
-        for other in others.filter(|other| other.value != *verify) {
-            context.problem_at(other, format!("contradicts {key} ({place})"));
-        }
-        if !verify {
-            let risk = "TLS verification of vCenters is off: anybody may read the password";
-            context.note(format!("{key} ({place}): {risk}"));
-        }
-    } else {
-        context.record("vcenter.verify_tls", true.to_string(), By::Nobody);
-    }
-    let verify_tls = chosen.is_none_or(|chosen| chosen.value);
-    if let Some(ca_file) = &ca_file {
-        super::otlp::check_certificates(context, ca_file);
-    }
-    let page_size = section.setting("page_size", integer(0..=100_000)).or(0).value;
-    let mut timeouts = section.section("timeouts");
-    let limit = || duration(Duration::from_millis(100)..=SECOND * 600);
-    let connect_timeout = timeouts.setting("connect", limit()).or(SECOND * 10).value;
-    let call_timeout = timeouts.setting("call", limit()).or(SECOND * 60).value;
-    let ca_file = ca_file.map(|ca_file| ca_file.value);
-    VcenterConfig { verify_tls, ca_file, page_size, connect_timeout, call_timeout }
 }
 
 fn prometheus(root: &mut Section<'_>) -> Option<PrometheusConfig> {

@@ -7,16 +7,21 @@
 
 use super::vcenter_request::MoRef;
 use super::vcenter_server::{self, Shared};
-pub use super::vcenter_spec::{HostSpec, Status, VcenterFault, VcenterSpec};
+pub use super::vcenter_spec::{HostSpec, Pushes, Status, VcenterFault, VcenterSpec};
 use super::vcenter_state::State;
 use super::vcenter_tree::{Entity, Property};
+use crate::config::Thumbprint;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+static TLS12_ONLY: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 /// A certificate authority for simulated servers.
 #[derive(Clone)]
@@ -46,18 +51,39 @@ impl Authority {
         self.0.pem()
     }
 
-    /// Certificate chain and key for a server of `names`.
-    pub(super) fn issue(&self, names: Vec<String>) -> io::Result<rustls::ServerConfig> {
+    /// A certificate with its key for a server of `names`.
+    fn issue(&self, names: Vec<String>) -> io::Result<Identity> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let params = CertificateParams::new(names).map_err(io::Error::other)?;
         let certificate = params.signed_by(&key, &*self.0).map_err(io::Error::other)?;
-        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok(Identity { certificate: certificate.der().clone(), key })
+    }
+}
+
+/// A server's certificate and its key.
+struct Identity {
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Identity {
+    /// One that signed itself, as an authority of its own: what installers leave behind.
+    fn self_signed(names: Vec<String>) -> io::Result<Self> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).map_err(io::Error::other)?;
+        Ok(Self { certificate: certificate.der().clone(), key })
+    }
+
+    fn tls(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> io::Result<rustls::ServerConfig> {
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(self.key.serialize_der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .map_err(io::Error::other)?
             .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .with_single_cert(vec![self.certificate.clone()], key.into())
             .map_err(io::Error::other)
     }
 }
@@ -79,12 +105,18 @@ impl VcenterSim {
             None => Authority::new(&format!("{} authority", spec.name))?,
         };
         let names = vec![spec.name.clone(), "localhost".to_owned(), address.ip().to_string()];
-        let tls = authority.issue(names)?;
-        let shared =
-            Arc::new(Shared { state: Mutex::new(State::new(spec)), stopped: CancellationToken::new() });
+        let identity = if spec.self_signed { Identity::self_signed(names)? } else { authority.issue(names)? };
+        let versions = if spec.tls12_only { TLS12_ONLY } else { rustls::DEFAULT_VERSIONS };
+        let tls = identity.tls(versions)?;
+        let thumbprint = Thumbprint::of(&identity.certificate);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(spec)),
+            changed: Notify::new(),
+            stopped: CancellationToken::new(),
+        });
         let tasks = TaskTracker::new();
         vcenter_server::spawn(&tasks, listener, tls, Arc::clone(&shared));
-        Ok(VcenterHandle { shared, address, authority, tasks })
+        Ok(VcenterHandle { shared, address, authority, thumbprint, tasks })
     }
 }
 
@@ -94,6 +126,7 @@ pub struct VcenterHandle {
     shared: Arc<Shared>,
     address: SocketAddr,
     authority: Authority,
+    thumbprint: Thumbprint,
     tasks: TaskTracker,
 }
 
@@ -114,7 +147,12 @@ impl VcenterHandle {
         self.authority.pem()
     }
 
-    /// Sets `overallStatus` of a host. Nobody is told.
+    /// SHA-256 of its certificate.
+    pub fn thumbprint(&self) -> Thumbprint {
+        self.thumbprint
+    }
+
+    /// Sets `overallStatus` of a host. Who is told of it depends on what the vCenter pushes and fires.
     pub fn set_status(&self, host: &str, status: &Status) {
         self.set(host, "overallStatus", Property::Text("ManagedEntityStatus", status.word().to_owned()));
     }

@@ -1,13 +1,14 @@
 //! SOAP to vCenters (vim25).
 //!
-//! [`xml`] reads, [`soap`] and [`property`] know the messages, none of them does I/O; [`transport`] is one
-//! HTTP exchange with its limits; [`client`] is the session.
+//! [`xml`] reads, [`soap`] and [`property`] know the messages, none of them does I/O; [`tls`] says which
+//! certificates are believed; [`transport`] is one HTTP exchange with its limits; [`client`] is the session.
 
 pub mod client;
 pub mod model;
 pub mod property;
 mod resolver;
 pub mod soap;
+pub mod tls;
 pub mod transport;
 pub mod xml;
 
