@@ -3,8 +3,8 @@
 
 #![allow(clippy::expect_used, reason = "a benchmark may fail")]
 
-use esxi_otel_agent::collectors::VcenterCollector;
 use esxi_otel_agent::collectors::overall_state::OverallState;
+use esxi_otel_agent::collectors::{VcenterAnswer, VcenterCollector};
 use esxi_otel_agent::config::OverallStateConfig;
 use esxi_otel_agent::inventory::{Endpoint, Inventory, Vcenter};
 use esxi_otel_agent::vim::model::Interner;
@@ -33,8 +33,9 @@ fn main() {
 
     let objects = read_all(&pages);
     assert_eq!(objects.len(), HOSTS);
+    let answer = VcenterAnswer { vcenter: &vcenter, tree: &[], hosts: &objects, inventory: &inventory };
     measure("parse", || read_all(&pages).len());
-    measure("collect", || collector.read(&vcenter, &objects, &inventory).len());
+    measure("collect", || collector.read(&answer).len());
 }
 
 fn read_all(pages: &[String]) -> Vec<esxi_otel_agent::vim::model::ManagedObject> {

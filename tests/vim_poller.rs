@@ -284,3 +284,60 @@ async fn a_ca_file_that_is_none_fails_the_poll_and_not_the_agent() {
     assert_eq!(poll(&mut poller(&setup), &Readings::new()).await, Err(FailureReason::Tls));
     assert_eq!(sim.requests(), 0);
 }
+
+/// Reads some hosts, and stores what came of it: whether all of them were read.
+async fn poll_hosts(poller: &mut VcenterPoller, readings: &Readings, ids: &[&str]) -> bool {
+    let ids: Vec<Arc<str>> = ids.iter().map(|id| Arc::from(*id)).collect();
+    let polled = poller.poll_hosts(&ids, &Inventory::default()).await;
+    polled.outcome.unwrap();
+    polled.reports.into_iter().for_each(|report| readings.record(report));
+    polled.is_whole
+}
+
+#[tokio::test]
+async fn hosts_of_a_hint_are_read_alone_and_the_series_of_the_others_stand() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(250)).await.unwrap();
+    let (setup, readings) = (Setup::of(&sim), Readings::new());
+    let mut poller = poller(&setup);
+    poll(&mut poller, &readings).await.unwrap();
+    let before = sim.requests();
+    sim.set_status("esx0002.vc1", &Status::Red);
+    sim.set_status("esx0003.vc1", &Status::Yellow);
+    readings.take_changes();
+    assert!(!poll_hosts(&mut poller, &readings, &[&sim.id("esx0002.vc1")]).await);
+    assert_eq!(sim.requests(), before + 1, "one request, without pages");
+    let status = values(&readings, "esxi.overall_status");
+    assert_eq!(status.len(), 250);
+    assert_eq!(status[..4], ["esx0001.vc1 2", "esx0002.vc1 0", "esx0003.vc1 2", "esx0004.vc1 2"]);
+    let changes = readings.take_changes();
+    assert_eq!(
+        (changes.updated.len(), changes.ended.len()),
+        (1, 0),
+        "cluster and datacenter stay: {changes:?}"
+    );
+    poller.logout().await;
+}
+
+#[tokio::test]
+async fn a_hint_about_a_host_that_is_new_gone_renamed_or_moved_reads_the_whole_tree() {
+    let sim = three_hosts().await;
+    let (setup, readings) = (Setup::of(&sim), Readings::new());
+    let mut poller = poller(&setup);
+    let [esx1, esx2, esx3] = ["esx1.example.org", "esx2.example.org", "esx3/lab"].map(|host| sim.id(host));
+    assert!(poll_hosts(&mut poller, &readings, &[&esx1]).await, "nothing is known of the tree yet");
+    assert!(!poll_hosts(&mut poller, &readings, &[&esx1, &esx3]).await);
+    sim.remove_host("esx1.example.org");
+    assert!(poll_hosts(&mut poller, &readings, &[&esx1, &esx2]).await);
+    assert_eq!(values(&readings, "esxi.overall_status"), ["esx2.example.org 2", "esx3/lab 2"]);
+    sim.rename("esx2.example.org", "esx2b.example.org");
+    assert!(poll_hosts(&mut poller, &readings, &[&esx2]).await);
+    assert_eq!(values(&readings, "esxi.overall_status"), ["esx2b.example.org 2", "esx3/lab 2"]);
+    sim.add_host(&HostSpec { name: "esx4".into(), datacenter: "DC2".into(), cluster: Some("c".into()) });
+    assert!(poll_hosts(&mut poller, &readings, &[&sim.id("esx4")]).await);
+    assert_eq!(values(&readings, "esxi.overall_status").len(), 3);
+    assert_eq!(sim.logins(), 1, "an object that is gone is no session that is gone");
+    sim.expire_sessions();
+    assert!(!poll_hosts(&mut poller, &readings, &[&esx2]).await);
+    assert_eq!(sim.logins(), 2);
+    poller.logout().await;
+}

@@ -3,7 +3,7 @@
 
 use esxi_otel_agent::collectors::critical_service::CriticalService;
 use esxi_otel_agent::collectors::overall_state::OverallState;
-use esxi_otel_agent::collectors::{Answer, HostCollector, Reply, VcenterCollector};
+use esxi_otel_agent::collectors::{Answer, HostCollector, Reply, VcenterAnswer, VcenterCollector};
 use esxi_otel_agent::config::{CriticalServiceConfig, NotInstalled, OverallStateConfig, Service};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, Vcenter};
 use esxi_otel_agent::poller::series::{conclude_poll, conclude_visit};
@@ -64,10 +64,14 @@ impl Fleet {
             conclude_visit(readings, host, None, Duration::from_millis(400) + MINUTE / 1_000 * round);
         }
         for (vcenter, objects) in &self.answers {
+            let inventory = &self.inventory;
+            let (tree, hosts) =
+                objects.split_at(objects.partition_point(|object| &*object.kind != "HostSystem"));
+            let answer = VcenterAnswer { vcenter, tree, hosts, inventory };
             readings.record(Report {
                 target: vcenter.id(),
                 collector: self.overall_state.name(),
-                readings: self.overall_state.read(vcenter, objects, &self.inventory),
+                readings: self.overall_state.read(&answer),
                 stale_after: Some(self.overall_state.stale_after()),
             });
             conclude_poll(readings, vcenter, None, Duration::from_millis(900) + MINUTE / 1_000 * round);

@@ -74,6 +74,19 @@ pub trait HostCollector: Send + Sync {
     fn read(&self, host: &Host, answer: &Answer) -> Verdict;
 }
 
+/// What a vCenter answered.
+#[derive(Debug, Clone, Copy)]
+pub struct VcenterAnswer<'a> {
+    /// The vCenter.
+    pub vcenter: &'a Vcenter,
+    /// Its folders, datacenters and compute resources, all of them, with name and parent.
+    pub tree: &'a [ManagedObject],
+    /// Its hosts, all of them or some.
+    pub hosts: &'a [ManagedObject],
+    /// For the join key `address`.
+    pub inventory: &'a Inventory,
+}
+
 /// A collector that reads properties from vCenters.
 pub trait VcenterCollector: Send + Sync {
     /// Its name in configuration, logs and the readings.
@@ -84,9 +97,8 @@ pub trait VcenterCollector: Send + Sync {
     fn stale_after(&self) -> Duration;
     /// Which properties of HostSystem it needs (paths such as `runtime.connectionState`).
     fn host_properties(&self) -> &'static [&'static str];
-    /// Reads a whole answer: the vCenter's folders, datacenters, clusters and hosts. `inventory` is for
-    /// the join key `address`.
-    fn read(&self, vcenter: &Vcenter, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading>;
+    /// Reads an answer. One part a host, named by the host's id, which survives a renaming.
+    fn read(&self, answer: &VcenterAnswer<'_>) -> Vec<Reading>;
 }
 
 /// The metrics of a collector, for the catalogue.

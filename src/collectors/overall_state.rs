@@ -1,6 +1,6 @@
 //! What a vCenter says of its hosts: overall status, connection, power, maintenance, what they are.
 
-use super::VcenterCollector;
+use super::{VcenterAnswer, VcenterCollector};
 use crate::config::OverallStateConfig;
 use crate::inventory::{Inventory, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Sample, Unit};
@@ -225,12 +225,12 @@ impl VcenterCollector for OverallState {
         PROPERTIES
     }
 
-    /// One part a host, by the vCenter's identifier, which survives a renaming.
-    fn read(&self, vcenter: &Vcenter, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading> {
-        let tree = Tree::new(objects);
+    fn read(&self, answer: &VcenterAnswer<'_>) -> Vec<Reading> {
+        let vcenter = answer.vcenter;
+        let tree = Tree::new(answer.tree);
         let mut names = HashSet::new();
         let mut readings = Vec::new();
-        for host in objects.iter().filter(|object| &*object.kind == "HostSystem") {
+        for host in answer.hosts {
             let Some(name) = host.name() else {
                 self.say_once(format!(
                     "vCenter {}: {} has no readable name, left out",
@@ -244,7 +244,7 @@ impl VcenterCollector for OverallState {
                 self.say_once(format!("vCenter {}: a second host {name:?}, left out", vcenter.address));
                 continue;
             }
-            let samples = self.host(vcenter, host, &name, &tree, inventory);
+            let samples = self.host(vcenter, host, &name, &tree, answer.inventory);
             names.insert(name);
             readings.push(Reading { part: Arc::clone(&host.id), samples });
         }
@@ -257,8 +257,7 @@ struct Tree<'a>(HashMap<(&'a str, &'a str), &'a ManagedObject>);
 
 impl<'a> Tree<'a> {
     fn new(objects: &'a [ManagedObject]) -> Self {
-        let inner = objects.iter().filter(|object| &*object.kind != "HostSystem");
-        Self(inner.map(|object| ((&*object.kind, &*object.id), object)).collect())
+        Self(objects.iter().map(|object| ((&*object.kind, &*object.id), object)).collect())
     }
 
     fn above(&self, reference: Option<&Reference>) -> Option<&'a ManagedObject> {

@@ -12,6 +12,13 @@ fn collector() -> OverallState {
     })
 }
 
+/// What the collector makes of these objects.
+fn read(collector: &OverallState, objects: &[ManagedObject], inventory: &Inventory) -> Vec<Reading> {
+    let (hosts, tree): (Vec<_>, Vec<_>) =
+        objects.iter().cloned().partition(|object| &*object.kind == "HostSystem");
+    collector.read(&VcenterAnswer { vcenter: &vcenter(), tree: &tree, hosts: &hosts, inventory })
+}
+
 fn endpoint(host: &str) -> Endpoint {
     Endpoint { host: host.into(), port: None }
 }
@@ -89,7 +96,7 @@ fn lines(readings: &[Reading]) -> Vec<String> {
 #[test]
 fn a_recorded_vcenter_gives_each_host_its_status() {
     let readings =
-        collector().read(&vcenter(), &recorded("RetrievePropertiesEx-tree-traversal"), &Inventory::default());
+        read(&collector(), &recorded("RetrievePropertiesEx-tree-traversal"), &Inventory::default());
     let status: Vec<&Sample> = readings
         .iter()
         .flat_map(|reading| &reading.samples)
@@ -128,7 +135,7 @@ fn a_whole_host_gives_thirteen_series_with_the_join_key_on_all_but_the_status() 
         ("summary.hardware.model", text(" PowerEdge R760 ")),
     ]);
     let inventory = inventory(&["esx1.cc.eu-1.example.org", "esx2.cc.eu-1.example.org"]);
-    let readings = collector().read(&vcenter(), &tree(host), &inventory);
+    let readings = read(&collector(), &tree(host), &inventory);
     let address = "address=esx1.cc.eu-1.example.org";
     assert_eq!(&*readings[0].part, "host-9");
     assert_eq!(
@@ -155,8 +162,7 @@ fn a_whole_host_gives_thirteen_series_with_the_join_key_on_all_but_the_status() 
 
 #[test]
 fn every_sample_carries_only_attributes_that_its_metric_declares() {
-    let readings =
-        collector().read(&vcenter(), &recorded("RetrievePropertiesEx-full-set"), &inventory(&["DC0_H0"]));
+    let readings = read(&collector(), &recorded("RetrievePropertiesEx-full-set"), &inventory(&["DC0_H0"]));
     assert!(!readings.is_empty());
     for sample in readings.iter().flat_map(|reading| &reading.samples) {
         for (key, _) in sample.attributes.iter() {
@@ -173,11 +179,8 @@ fn gray_and_words_that_nobody_knows_are_minus_one() {
     for (word, value) in
         [("green", 2.0), ("yellow", 1.0), ("red", 0.0), ("gray", -1.0), ("purple", -1.0), ("", -1.0)]
     {
-        let readings = collector().read(
-            &vcenter(),
-            &tree(host_with(&[("overallStatus", text(word))])),
-            &Inventory::default(),
-        );
+        let readings =
+            read(&collector(), &tree(host_with(&[("overallStatus", text(word))])), &Inventory::default());
         assert_eq!(readings[0].samples[0].value, value, "{word}");
     }
 }
@@ -186,7 +189,7 @@ fn gray_and_words_that_nobody_knows_are_minus_one() {
 fn an_unknown_power_state_is_unknown_and_an_unknown_connection_is_none_of_the_three() {
     let host =
         host_with(&[("runtime.connectionState", text("dreaming")), ("runtime.powerState", text("dreaming"))]);
-    let lines = lines(&collector().read(&vcenter(), &tree(host), &Inventory::default()));
+    let lines = lines(&read(&collector(), &tree(host), &Inventory::default()));
     let on: Vec<_> = lines.iter().filter(|line| line.contains("_state") && line.ends_with(" 1")).collect();
     assert_eq!(on, ["esxi.host.power_state{state=unknown} 1"]);
     assert_eq!(lines.iter().filter(|line| line.contains("connection_state")).count(), 3);
@@ -196,7 +199,7 @@ fn an_unknown_power_state_is_unknown_and_an_unknown_connection_is_none_of_the_th
 fn what_cannot_be_read_is_left_out_and_the_host_stays() {
     let mut host = host_with(&[("runtime.inMaintenanceMode", Value::Bool(false))]);
     host.missing.push(("overallStatus".into(), FaultKind::NoPermission));
-    let readings = collector().read(&vcenter(), &tree(host), &Inventory::default());
+    let readings = read(&collector(), &tree(host), &Inventory::default());
     assert_eq!(
         lines(&readings),
         ["esxi.host.info{cluster=cl%2,datacenter=DC 1/2} 1", "esxi.host.maintenance_mode{} 0"]
@@ -210,7 +213,7 @@ fn a_host_without_a_name_and_a_second_one_of_the_same_name_are_left_out() {
     nameless.missing.push(("name".into(), FaultKind::NoPermission));
     objects.push(nameless);
     objects.push(object("HostSystem", "host-11", "esx1.example.org", None));
-    let readings = collector().read(&vcenter(), &objects, &Inventory::default());
+    let readings = read(&collector(), &objects, &Inventory::default());
     assert_eq!(readings.iter().map(|reading| &*reading.part).collect::<Vec<_>>(), ["host-9"]);
 }
 
@@ -221,6 +224,6 @@ fn parents_that_go_round_in_circles_end() {
         object("Folder", "b", "b", Some(("Folder", "a"))),
         object("HostSystem", "host-1", "esx1", Some(("Folder", "a"))),
     ];
-    let readings = collector().read(&vcenter(), &objects, &Inventory::default());
+    let readings = read(&collector(), &objects, &Inventory::default());
     assert_eq!(lines(&readings), ["esxi.host.info{} 1"]);
 }

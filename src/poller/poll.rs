@@ -1,14 +1,15 @@
 //! One vCenter, asked once.
 
-use crate::collectors::VcenterCollector;
+use crate::collectors::{VcenterAnswer, VcenterCollector};
 use crate::config::VcenterConfig;
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::readings::{Reading, Report};
 use crate::stats::Stats;
 use crate::vim::VimClient;
-use crate::vim::client::Access;
-use crate::vim::model::ManagedObject;
+use crate::vim::client::{Access, VimError};
+use crate::vim::model::{ManagedObject, Reference};
+use crate::vim::property::Query;
 use crate::vim::soap::FaultKind;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ const ALWAYS: [&str; 2] = ["name", "parent"];
 pub struct Polled {
     /// For the readings; empty when the poll failed, so that the old ones stand until they are stale.
     pub reports: Vec<Report>,
+    /// Whether every host was asked about, so that one that is not in the reports is none of the vCenter's.
+    pub is_whole: bool,
     /// How it ended.
     pub outcome: Result<(), Failure>,
     /// How long it took.
@@ -42,12 +45,36 @@ pub struct VcenterPoller {
     /// What this vCenter's version does not know, and which version that is.
     unknown: BTreeSet<String>,
     api_version: String,
-    /// Number of hosts in the last whole answer.
-    hosts: usize,
+    /// What is above the hosts, from the last whole answer.
+    tree: Vec<ManagedObject>,
+    /// The hosts of the last whole answer by id: name and parent.
+    hosts: HashMap<Arc<str>, Place>,
     /// Whether it was said that something is unreadable.
     said_unreadable: bool,
     /// The parts of the last report, so that the series of a host that is gone can be ended.
     reported: HashMap<&'static str, HashSet<Arc<str>>>,
+}
+
+/// What ties a host to its name and into the tree.
+#[derive(Debug, PartialEq)]
+struct Place {
+    name: Option<Arc<str>>,
+    parent: Option<Reference>,
+}
+
+impl Place {
+    fn of(host: &ManagedObject) -> Self {
+        Self { name: host.text("name").cloned(), parent: host.parent().cloned() }
+    }
+}
+
+/// What is to be asked about.
+#[derive(Debug, Clone, Copy)]
+enum Scope<'a> {
+    /// The whole tree.
+    Tree,
+    /// These hosts.
+    Hosts(&'a [Arc<str>]),
 }
 
 impl VcenterPoller {
@@ -68,7 +95,8 @@ impl VcenterPoller {
             client: None,
             unknown: BTreeSet::new(),
             api_version: String::new(),
-            hosts: 0,
+            tree: Vec::new(),
+            hosts: HashMap::new(),
             said_unreadable: false,
             reported: HashMap::new(),
         }
@@ -81,6 +109,20 @@ impl VcenterPoller {
 
     /// Reads the vCenter once, for all collectors. Never takes longer than the shortest of their intervals.
     pub async fn poll(&mut self, inventory: &Inventory) -> Polled {
+        self.poll_scope(Scope::Tree, inventory).await
+    }
+
+    /// Reads these hosts alone (by their ids, `host-15` say) in one small request, and reports them alone:
+    /// the series of the others stand. For hosts about which there is a hint that they have changed.
+    ///
+    /// A change of the tree can't be told by that: where there was no whole poll yet, or one of the hosts
+    /// is new, gone, renamed or moved, this is a whole poll. Within the same limit of time.
+    pub async fn poll_hosts(&mut self, hosts: &[Arc<str>], inventory: &Inventory) -> Polled {
+        let known = !hosts.is_empty() && hosts.iter().all(|host| self.hosts.contains_key(host));
+        self.poll_scope(if known { Scope::Hosts(hosts) } else { Scope::Tree }, inventory).await
+    }
+
+    async fn poll_scope(&mut self, scope: Scope<'_>, inventory: &Inventory) -> Polled {
         let span = tracing::info_span!(
             parent: None,
             "poll",
@@ -93,19 +135,19 @@ impl VcenterPoller {
         let limit = self.collectors.iter().map(|collector| collector.interval()).min();
         let limit = limit.unwrap_or(self.config.call_timeout);
         let id = self.vcenter.id();
-        let read = self.read(inventory, started + limit).instrument(span.clone());
+        let read = self.read(scope, inventory, started + limit).instrument(span.clone());
         let result = tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
             let line = format!("polling {id} took longer than its interval of {} s", limit.as_secs_f64());
             Err(Failure::new(FailureReason::CommandTimeout, line))
         });
-        let (reports, outcome) = match result {
-            Ok(reports) => (reports, Ok(())),
+        let (reports, is_whole, outcome) = match result {
+            Ok((reports, is_whole)) => (reports, is_whole, Ok(())),
             Err(failure) => {
                 crate::span::fail(&span, &failure);
-                (Vec::new(), Err(failure))
+                (Vec::new(), false, Err(failure))
             }
         };
-        Polled { reports, outcome, duration: started.elapsed() }
+        Polled { reports, is_whole, outcome, duration: started.elapsed() }
     }
 
     /// Ends the session, within a few seconds.
@@ -115,23 +157,69 @@ impl VcenterPoller {
         }
     }
 
-    async fn read(&mut self, inventory: &Inventory, deadline: Instant) -> Result<Vec<Report>, Failure> {
-        let objects = self.read_known_properties(deadline).await?;
-        Span::current().record("vim.objects", objects.len());
-        let hosts = objects.iter().filter(|object| &*object.kind == "HostSystem").count();
-        if hosts == 0 && self.hosts > 0 {
-            let line = format!("{} lists no host after {}: suspect, ignored", self.vcenter.id(), self.hosts);
-            return Err(Failure::new(FailureReason::AnswerUnreadable, line));
-        }
-        self.hosts = hosts;
-        self.look_at_missing(&objects);
+    /// The reports, and whether they are about the whole tree.
+    async fn read(
+        &mut self,
+        scope: Scope<'_>,
+        inventory: &Inventory,
+        deadline: Instant,
+    ) -> Result<(Vec<Report>, bool), Failure> {
+        let hosts = match scope {
+            Scope::Tree => None,
+            Scope::Hosts(ids) => self.read_hosts(ids, deadline).await?,
+        };
+        let is_whole = hosts.is_none();
+        let hosts = match hosts {
+            Some(hosts) => hosts,
+            None => self.read_tree(deadline).await?,
+        };
+        self.look_at_missing(&hosts);
         let collectors = self.collectors.clone();
-        Ok(collectors.iter().map(|collector| self.report(&**collector, &objects, inventory)).collect())
+        let report = |collector: &Arc<_>| self.report(&**collector, &hosts, inventory, is_whole);
+        Ok((collectors.iter().map(report).collect(), is_whole))
     }
 
-    /// Asks for every property that the collectors want, without those that the vCenter turns out not to
-    /// know.
-    async fn read_known_properties(&mut self, deadline: Instant) -> Result<Vec<ManagedObject>, Failure> {
+    /// The whole tree: keeps what is above the hosts, and gives the hosts.
+    async fn read_tree(&mut self, deadline: Instant) -> Result<Vec<ManagedObject>, Failure> {
+        let objects = self.read_known_properties(None, deadline).await?;
+        Span::current().record("vim.objects", objects.len());
+        let (hosts, tree): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|object| &*object.kind == "HostSystem");
+        if hosts.is_empty() && !self.hosts.is_empty() {
+            let before = self.hosts.len();
+            let line = format!("{} lists no host after {before}: suspect, ignored", self.vcenter.id());
+            return Err(Failure::new(FailureReason::AnswerUnreadable, line));
+        }
+        self.tree = tree;
+        self.hosts = hosts.iter().map(|host| (Arc::clone(&host.id), Place::of(host))).collect();
+        Ok(hosts)
+    }
+
+    /// These hosts; `None`: the tree has changed, so they have to be seen in it.
+    async fn read_hosts(
+        &mut self,
+        ids: &[Arc<str>],
+        deadline: Instant,
+    ) -> Result<Option<Vec<ManagedObject>>, Failure> {
+        let gone = Query::Objects { kind: "HostSystem", ids, properties: &[] };
+        let hosts = match self.read_known_properties(Some(ids), deadline).await {
+            Err(error) if error.is_about_an_object_of(&gone) => return Ok(None),
+            hosts => hosts?,
+        };
+        Span::current().record("vim.objects", hosts.len());
+        let is_in_its_place =
+            |host: &ManagedObject| self.hosts.get(&host.id).is_some_and(|known| *known == Place::of(host));
+        let all = hosts.len() == ids.len() && hosts.iter().all(is_in_its_place);
+        Ok(all.then_some(hosts))
+    }
+
+    /// Asks for every property that the collectors want, of these hosts or of all in the tree, without
+    /// those properties that the vCenter turns out not to know.
+    async fn read_known_properties(
+        &mut self,
+        hosts: Option<&[Arc<str>]>,
+        deadline: Instant,
+    ) -> Result<Vec<ManagedObject>, VimError> {
         // The client stays in its place while it is used: a cancelled poll must not lose the session.
         let client = match &mut self.client {
             Some(client) => client,
@@ -149,7 +237,11 @@ impl VcenterPoller {
         loop {
             let asked: Vec<&str> =
                 wanted.iter().copied().filter(|property| !self.unknown.contains(*property)).collect();
-            let result = client.read_tree(&asked, deadline).await;
+            let query = match hosts {
+                Some(ids) => Query::Objects { kind: "HostSystem", ids, properties: &asked },
+                None => Query::Tree(&asked),
+            };
+            let result = client.retrieve(&query, deadline).await;
             if let Some(service) = client.service()
                 && service.api_version != self.api_version
             {
@@ -164,7 +256,7 @@ impl VcenterPoller {
             let named = named.and_then(|fault| fault.subject.as_deref());
             match named.filter(|named| asked.contains(named) && !ALWAYS.contains(named)) {
                 Some(named) => forget(&mut self.unknown, &self.vcenter, &self.api_version, named),
-                None => return Err(error.failure),
+                None => return Err(error),
             }
         }
     }
@@ -195,15 +287,24 @@ impl VcenterPoller {
     fn report(
         &mut self,
         collector: &dyn VcenterCollector,
-        objects: &[ManagedObject],
+        hosts: &[ManagedObject],
         inventory: &Inventory,
+        is_whole: bool,
     ) -> Report {
-        let mut readings = collector.read(&self.vcenter, objects, inventory);
-        let present: HashSet<Arc<str>> = readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
-        // The answer is whole, so what it does not name any more is gone, and not just silent.
-        let before = self.reported.insert(collector.name(), present.clone()).unwrap_or_default();
-        let gone = before.into_iter().filter(|part| !present.contains(part));
-        readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
+        let answer = VcenterAnswer { vcenter: &self.vcenter, tree: &self.tree, hosts, inventory };
+        let mut readings = collector.read(&answer);
+        let before = self.reported.entry(collector.name()).or_default();
+        if is_whole {
+            let present: HashSet<Arc<str>> =
+                readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
+            // The answer is whole, so what it does not name any more is gone, and not just silent.
+            let gone = std::mem::take(before).into_iter().filter(|part| !present.contains(part));
+            readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
+            *before = present;
+        } else {
+            // A host that was left out of the whole answer (a second one of its name, say) still is.
+            readings.retain(|reading| before.contains(&reading.part));
+        }
         Report {
             target: self.vcenter.id(),
             collector: collector.name(),

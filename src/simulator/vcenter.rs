@@ -212,6 +212,11 @@ impl VcenterHandle {
         hosts
     }
 
+    /// The identity of a host, `host-15` say; empty if there is none of that name.
+    pub fn id(&self, host: &str) -> String {
+        self.state().hosts.get(host).cloned().unwrap_or_default()
+    }
+
     /// Ends every session, as the idle limit does.
     pub fn expire_sessions(&self) {
         self.state().end_sessions();

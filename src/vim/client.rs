@@ -6,7 +6,7 @@
 //! session that comes of it.
 
 use super::model::{Interner, ManagedObject, Reference};
-use super::property;
+use super::property::{self, Query};
 use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
 use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
 use crate::accounts::guard::Guard;
@@ -54,6 +54,12 @@ impl VimError {
     fn session_is_gone(&self) -> bool {
         let kind = self.fault.as_ref().map(|fault| &fault.kind);
         matches!(kind, Some(FaultKind::NotAuthenticated | FaultKind::ManagedObjectNotFound))
+    }
+
+    /// Whether an object that `query` names does not exist (any more).
+    pub fn is_about_an_object_of(&self, query: &Query<'_>) -> bool {
+        let fault = self.fault.as_ref().filter(|fault| fault.kind == FaultKind::ManagedObjectNotFound);
+        fault.and_then(|fault| fault.subject.as_deref()).is_some_and(|subject| query.names(subject))
     }
 }
 
@@ -139,22 +145,31 @@ impl VimClient {
     }
 
     /// Reads the whole tree: folders, datacenters, compute resources with name and parent, hosts with
-    /// `host_properties`. Starts a session if there is none, and once more if it turns out to be gone.
-    /// All pages or nothing, by `deadline`.
+    /// `host_properties`. See [`VimClient::retrieve`].
     pub async fn read_tree(
         &mut self,
         host_properties: &[&str],
         deadline: Instant,
     ) -> Result<Vec<ManagedObject>, VimError> {
+        self.retrieve(&Query::Tree(host_properties), deadline).await
+    }
+
+    /// Reads what `query` asks for. Starts a session if there is none, and once more if it turns out to be
+    /// gone. All pages or nothing, by `deadline`.
+    pub async fn retrieve(
+        &mut self,
+        query: &Query<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<ManagedObject>, VimError> {
         self.deadline = Some(deadline);
         self.open().await?;
         let steps = self.steps.clone();
-        match steps.timed("read", self.read_pages(host_properties)).await {
-            Err(error) if error.session_is_gone() => {
+        match steps.timed("read", self.read_pages(query)).await {
+            Err(error) if error.session_is_gone() && !error.is_about_an_object_of(query) => {
                 tracing::info!(vcenter = %self.vcenter.address, "the session is gone ({error}), logging in again");
                 self.logout().await;
                 self.open().await?;
-                self.read_pages(host_properties).await
+                self.read_pages(query).await
             }
             other => other,
         }
@@ -224,14 +239,14 @@ impl VimClient {
         result.map_err(VimError::from)
     }
 
-    async fn read_pages(&mut self, host_properties: &[&str]) -> Result<Vec<ManagedObject>, VimError> {
+    async fn read_pages(&mut self, query: &Query<'_>) -> Result<Vec<ManagedObject>, VimError> {
         let service = self.service.clone().ok_or_else(|| {
             Failure::new(FailureReason::CommandFailed, format!("no session with {}", self.vcenter.id()))
         })?;
         let mut strings = Interner::default();
         let mut objects = Vec::new();
         let mut method = Method::RetrievePropertiesEx;
-        let mut request = property::retrieve_tree(&service, host_properties, self.page_size);
+        let mut request = property::retrieve(&service, query, self.page_size);
         for number in 1..=MAX_PAGES {
             let page = self
                 .ask(method, request, Some(number), |body| property::read_page(method, body, &mut strings))

@@ -7,6 +7,7 @@ use super::model::{Interner, ManagedObject, Reference, Value};
 use super::soap::{self, FaultKind, Method, NoResult, ServiceContent};
 use super::xml::{Cursor, Element, Unreadable};
 use std::fmt::Write;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Most objects of one page. A vCenter sends about 100 of its own accord.
@@ -24,35 +25,73 @@ pub struct Page {
     pub objects: Vec<ManagedObject>,
 }
 
-/// The request for folders, datacenters, compute resources (clusters are some) with name and parent, and
-/// for hosts with `host_properties`. `page_size` 0: the server decides.
-pub fn retrieve_tree(
-    service: &ServiceContent,
-    host_properties: &[&str],
-    page_size: u32,
-) -> Zeroizing<String> {
-    let mut spec = String::from("<specSet>");
-    for kind in ["Folder", "Datacenter", "ComputeResource"] {
-        property_set(&mut spec, kind, &["name", "parent"]);
+/// What to read.
+#[derive(Debug, Clone, Copy)]
+pub enum Query<'a> {
+    /// Folders, datacenters, compute resources (clusters are some) with name and parent, and hosts with
+    /// these properties.
+    Tree(&'a [&'a str]),
+    /// Some objects of one type, without anything around them.
+    Objects {
+        /// Their type.
+        kind: &'a str,
+        /// Which ones. At least one.
+        ids: &'a [Arc<str>],
+        /// The properties.
+        properties: &'a [&'a str],
+    },
+}
+
+impl Query<'_> {
+    /// Whether it asks for this very object, by its name.
+    pub fn names(&self, id: &str) -> bool {
+        match self {
+            Self::Tree(_) => false,
+            Self::Objects { ids, .. } => ids.iter().any(|known| &**known == id),
+        }
     }
-    property_set(&mut spec, "HostSystem", host_properties);
-    let root = &service.root_folder;
-    let _ = write!(
-        spec,
-        "<objectSet><obj type=\"{}\">{}</obj><skip>false</skip>",
-        quick_xml::escape::escape(&*root.kind),
-        quick_xml::escape::escape(&*root.id)
-    );
-    traversal(&mut spec, "folder", "Folder", "childEntity", &["folder", "datacenter", "compute"]);
-    traversal(&mut spec, "datacenter", "Datacenter", "hostFolder", &["folder"]);
-    traversal(&mut spec, "compute", "ComputeResource", "host", &[]);
-    spec.push_str("</objectSet></specSet>");
+}
+
+/// The request for the first page. `page_size` 0: the server decides.
+pub fn retrieve(service: &ServiceContent, query: &Query<'_>, page_size: u32) -> Zeroizing<String> {
+    let mut spec = String::from("<specSet>");
+    match query {
+        Query::Tree(host_properties) => tree(&mut spec, service, host_properties),
+        Query::Objects { kind, ids, properties } => {
+            property_set(&mut spec, kind, properties);
+            for id in *ids {
+                spec.push_str("<objectSet>");
+                reference(&mut spec, kind, id);
+                spec.push_str("</objectSet>");
+            }
+        }
+    }
+    spec.push_str("</specSet>");
     if page_size == 0 {
         spec.push_str("<options/>");
     } else {
         let _ = write!(spec, "<options><maxObjects>{page_size}</maxObjects></options>");
     }
     soap::request(Method::RetrievePropertiesEx, &service.property_collector, &spec)
+}
+
+fn tree(spec: &mut String, service: &ServiceContent, host_properties: &[&str]) {
+    for kind in ["Folder", "Datacenter", "ComputeResource"] {
+        property_set(spec, kind, &["name", "parent"]);
+    }
+    property_set(spec, "HostSystem", host_properties);
+    spec.push_str("<objectSet>");
+    reference(spec, &service.root_folder.kind, &service.root_folder.id);
+    spec.push_str("<skip>false</skip>");
+    traversal(spec, "folder", "Folder", "childEntity", &["folder", "datacenter", "compute"]);
+    traversal(spec, "datacenter", "Datacenter", "hostFolder", &["folder"]);
+    traversal(spec, "compute", "ComputeResource", "host", &[]);
+    spec.push_str("</objectSet>");
+}
+
+fn reference(spec: &mut String, kind: &str, id: &str) {
+    use quick_xml::escape::escape;
+    let _ = write!(spec, "<obj type=\"{}\">{}</obj>", escape(kind), escape(id));
 }
 
 /// The request for the next page.

@@ -162,7 +162,7 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
         api_version: String::new(),
         api_type: String::new(),
     };
-    let request = retrieve_tree(&service, &["name", "overallStatus"], 0);
+    let request = retrieve(&service, &Query::Tree(&["name", "overallStatus"]), 0);
     assert!(request.contains(
         "<propSet><type>HostSystem</type><pathSet>name</pathSet><pathSet>overallStatus</pathSet></propSet>"
     ));
@@ -170,7 +170,26 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
     assert!(request.ends_with(
         "</objectSet></specSet><options/></RetrievePropertiesEx></soapenv:Body></soapenv:Envelope>"
     ));
-    let sized = retrieve_tree(&service, &["name"], 50);
+    let sized = retrieve(&service, &Query::Tree(&["name"]), 50);
     assert!(sized.contains("<options><maxObjects>50</maxObjects></options>"));
     assert!(continue_retrieve(&service, "0").contains("<token>0</token>"));
+}
+
+#[test]
+fn some_objects_are_asked_for_by_name_without_a_walk() {
+    let service = ServiceContent {
+        root_folder: Reference::new("Folder", "group-d1"),
+        property_collector: Reference::new("PropertyCollector", "propertyCollector"),
+        session_manager: Reference::new("SessionManager", "SessionManager"),
+        api_version: String::new(),
+        api_type: String::new(),
+    };
+    let ids = ["host-1".into(), "host<2".into()];
+    let query = Query::Objects { kind: "HostSystem", ids: &ids, properties: &["name"] };
+    assert!(retrieve(&service, &query, 0).contains(
+        "<specSet><propSet><type>HostSystem</type><pathSet>name</pathSet></propSet>\
+         <objectSet><obj type=\"HostSystem\">host-1</obj></objectSet>\
+         <objectSet><obj type=\"HostSystem\">host&lt;2</obj></objectSet></specSet><options/>"
+    ));
+    assert!(query.names("host-1") && !query.names("host-2"));
 }

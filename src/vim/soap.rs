@@ -99,7 +99,7 @@ pub enum FaultKind {
     MethodNotFound,
     /// The call was cancelled.
     RequestCanceled,
-    /// Another one; `[A-Za-z0-9_.]*`, at most 64 characters.
+    /// Another one; `[A-Za-z0-9_.-]*`, at most 64 characters.
     Other(Box<str>),
 }
 
@@ -137,7 +137,8 @@ impl FaultKind {
 
 /// What a name may hold, so that a peer can't write into our log.
 fn plain(name: &str) -> String {
-    name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')).take(MAX_NAME).collect()
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    name.chars().filter(is_plain).take(MAX_NAME).collect()
 }
 
 /// A SOAP fault.
@@ -145,7 +146,7 @@ fn plain(name: &str) -> String {
 pub struct Fault {
     /// What it is.
     pub kind: FaultKind,
-    /// The property or parameter that it names.
+    /// The property, privilege or object that it names.
     pub subject: Option<String>,
 }
 
@@ -235,12 +236,16 @@ fn read_fault(cursor: &mut Cursor<'_>) -> Result<Fault, Unreadable> {
     Ok(fault)
 }
 
-/// Reads the rest of a fault's element: `name` of an InvalidProperty, `privilegeId` of a NoPermission.
+/// Reads the rest of a fault's element: `name` of an InvalidProperty, `privilegeId` of a NoPermission, `obj`
+/// of a ManagedObjectNotFound.
 pub(super) fn read_subject(cursor: &mut Cursor<'_>) -> Result<Option<String>, Unreadable> {
     let mut subject = None;
     while let Some(part) = cursor.child()? {
         if part.is_vim("name") || part.is_vim("privilegeId") {
             subject = Some(plain(&cursor.text()?));
+        } else if part.is_vim("obj") {
+            // What belongs to a session has the session's key in its name, which is nobody else's business.
+            subject = Some(cursor.text()?).filter(|id| !id.contains('[')).map(|id| plain(&id));
         } else {
             cursor.skip()?;
         }

@@ -10,7 +10,7 @@ const FAULTS: &[(&str, Method, FaultKind, Option<&str>)] = &[
         "RetrievePropertiesEx-missing-object",
         Method::RetrievePropertiesEx,
         FaultKind::ManagedObjectNotFound,
-        None,
+        Some("host-999999"),
     ),
     (
         "RetrievePropertiesEx-destroyed-view",
