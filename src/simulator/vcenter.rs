@@ -2,8 +2,8 @@
 //!
 //! It sends about 100 objects a page whatever the client asks for, hands out tokens that can be spent once
 //! (the first one is `"0"`), quotes its session cookie, takes a login on a live session for an
-//! `InvalidLogin`, locks accounts, forgets everything at a restart, and packs its answers. It has no
-//! `WaitForUpdatesEx`: a change of status is told to those only who ask.
+//! `InvalidLogin`, locks accounts, forgets everything at a restart, and packs its answers. Its property
+//! collectors may keep a change of status to themselves, while an event tells of it.
 
 use super::vcenter_request::MoRef;
 use super::vcenter_server::{self, Shared};
@@ -155,6 +155,36 @@ impl VcenterHandle {
     /// Sets `overallStatus` of a host. Who is told of it depends on what the vCenter pushes and fires.
     pub fn set_status(&self, host: &str, status: &Status) {
         self.set(host, "overallStatus", Property::Text("ManagedEntityStatus", status.word().to_owned()));
+        let mut state = self.state();
+        if let Some(host) = state.host(host) {
+            state.fire_alarm(&host, status.word());
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// An alarm of a virtual machine has changed its status: an event that is about no host.
+    pub fn fire_alarm_of_a_machine(&self) {
+        self.state().fire_alarm(&MoRef { kind: "VirtualMachine".into(), id: "vm-1".into() }, "red");
+        self.shared.changed.notify_waiters();
+    }
+
+    /// From now on no version of what is watched is valid that a client holds.
+    pub fn forget_versions(&self) {
+        self.state().watchers.forget_versions();
+        self.shared.changed.notify_waiters();
+    }
+
+    /// How many collectors of properties and of events there are in all sessions.
+    pub fn collectors(&self) -> usize {
+        let mut state = self.state();
+        state.end_what_sessions_had();
+        state.watchers.count()
+    }
+
+    /// Most sessions that were open at a time.
+    pub fn most_sessions(&self) -> usize {
+        self.state().watchers.most_sessions
     }
 
     /// Sets `runtime.connectionState` of a host: `connected`, `disconnected`, `notResponding`.
@@ -188,7 +218,7 @@ impl VcenterHandle {
 
     /// Renames a host; it stays the same object.
     pub fn rename(&self, host: &str, name: &str) {
-        self.with_host(host, |entity| entity.set("name", Property::Text("string", name.to_owned())));
+        self.set(host, "name", Property::Text("string", name.to_owned()));
         let mut state = self.state();
         if let Some(id) = state.hosts.remove(host) {
             state.hosts.insert(name.to_owned(), id);
@@ -197,12 +227,25 @@ impl VcenterHandle {
 
     /// Adds a host.
     pub fn add_host(&self, host: &HostSpec) {
-        self.state().add_host(host);
+        let mut state = self.state();
+        state.add_host(host);
+        if let Some(host) = state.host(&host.name) {
+            state.came_or_went("enter", &host);
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// Removes a host.
     pub fn remove_host(&self, host: &str) {
-        self.state().remove_host(host);
+        let mut state = self.state();
+        let reference = state.host(host);
+        state.remove_host(host);
+        if let Some(host) = reference {
+            state.came_or_went("leave", &host);
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// The names of its hosts, sorted.
@@ -220,6 +263,7 @@ impl VcenterHandle {
     /// Ends every session, as the idle limit does.
     pub fn expire_sessions(&self) {
         self.state().end_sessions();
+        self.shared.changed.notify_waiters();
     }
 
     /// Restarts the server: sessions are gone, and a client that still holds one is told
@@ -229,6 +273,8 @@ impl VcenterHandle {
         let lost: Vec<String> = state.sessions.keys().cloned().collect();
         state.end_sessions();
         state.before_restart.extend(lost);
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// Lets the next call fail.
@@ -304,12 +350,17 @@ impl VcenterHandle {
 
     fn set(&self, host: &str, path: &'static str, value: Property) {
         self.with_host(host, |entity| entity.set(path, value));
+        let mut state = self.state();
+        if let Some(host) = state.host(host) {
+            state.changed(&host, path);
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     fn with_host(&self, host: &str, change: impl FnOnce(&mut Entity)) {
         let mut state = self.state();
-        let reference = state.hosts.get(host).map(|id| MoRef { kind: "HostSystem".into(), id: id.clone() });
-        if let Some(entity) = reference.and_then(|reference| state.tree.get(&reference)) {
+        if let Some(entity) = state.host(host).and_then(|reference| state.tree.get(&reference)) {
             change(entity);
         }
     }

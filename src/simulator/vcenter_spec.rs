@@ -1,6 +1,7 @@
 //! What a fake vCenter is like, and what can go wrong with it.
 
 use super::vcenter::Authority;
+use jiff::SignedDuration;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -47,6 +48,12 @@ pub struct VcenterSpec {
     pub pushes: Pushes,
     /// Fires an `AlarmStatusChangedEvent` when the status of a host changes.
     pub fires_events: bool,
+    /// Most objects of one answer of `WaitForUpdatesEx`.
+    pub updates_at_a_time: usize,
+    /// What the account may do, on every object.
+    pub privileges: Vec<String>,
+    /// How far its clock is ahead; negative: behind.
+    pub clock_ahead: SignedDuration,
 }
 
 /// Of which changes a property collector is told.
@@ -95,6 +102,9 @@ impl VcenterSpec {
             session_life: Duration::from_secs(86_400),
             pushes: Pushes::AllButStatus,
             fires_events: true,
+            updates_at_a_time: 100,
+            privileges: ["System.Anonymous", "System.View", "System.Read"].map(str::to_owned).to_vec(),
+            clock_ahead: SignedDuration::ZERO,
         }
     }
 

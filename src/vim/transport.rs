@@ -28,6 +28,14 @@ pub const MAX_BODY: usize = 64 * 1024 * 1024;
 /// Limit of the call that ends a session: it must not hold up a shutdown.
 pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Limit of the calls that take apart what a session has at the server, just before its end.
+const DESTROY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long a server may keep an answer to `WaitForUpdatesEx` back until there is news.
+pub const WAIT: Duration = Duration::from_secs(60);
+/// How much later than that the answer may come.
+const WAIT_MARGIN: Duration = Duration::from_secs(30);
+
 /// Calls by method and outcome.
 pub static REQUESTS: MetricDef = MetricDef {
     name: "esxi.agent.soap.requests",
@@ -185,6 +193,11 @@ impl Transport {
         self.line.tls.trust
     }
 
+    /// Address of the vCenter, as the inventory has it.
+    pub fn vcenter(&self) -> &str {
+        &self.line.vcenter
+    }
+
     /// Another limit of one answer's bytes.
     pub fn set_max_body(&mut self, max_body: usize) {
         self.max_body = max_body;
@@ -210,25 +223,15 @@ impl Transport {
         page: Option<u32>,
         deadline: Option<Instant>,
     ) -> Result<Answer, CallError> {
-        let span = tracing::info_span!(
-            "soap",
-            otel.name = method.name(),
-            otel.kind = "client",
-            rpc.system.name = "soap",
-            rpc.method = format!("VimPort/{}", method.name()),
-            server.address = self.url.host_str().unwrap_or_default(),
-            server.port = self.url.port_or_known_default().unwrap_or_default(),
-            http.response.status_code = tracing::field::Empty,
-            http.response.body.size = tracing::field::Empty,
-            vim.page = page,
-            vim.fault = tracing::field::Empty,
-        );
+        let span = self.span(method, page);
         self.count_bytes("sent", request.len());
         // The request is wiped when the connection has done with it.
         let body = Bytes::from_owner(ZeroizedBody(request));
         let exchange = tracing::Instrument::instrument(self.exchange(&span, body), span.clone());
         let limit = match method {
             Method::Logout => self.call_timeout.min(LOGOUT_TIMEOUT),
+            Method::DestroyPropertyCollector | Method::DestroyCollector => DESTROY_TIMEOUT,
+            Method::WaitForUpdatesEx => WAIT + WAIT_MARGIN,
             _ => self.call_timeout,
         };
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -256,6 +259,26 @@ impl Transport {
             crate::span::fail(&answer.span, failure);
         }
         self.count(method, problem.map_or("ok", |(outcome, _)| outcome));
+    }
+
+    /// The span of a call. A wait has none: how long it takes says nothing, and it would be the slowest of all.
+    fn span(&self, method: Method, page: Option<u32>) -> Span {
+        if method == Method::WaitForUpdatesEx {
+            return Span::none();
+        }
+        tracing::info_span!(
+            "soap",
+            otel.name = method.name(),
+            otel.kind = "client",
+            rpc.system.name = "soap",
+            rpc.method = format!("VimPort/{}", method.name()),
+            server.address = self.url.host_str().unwrap_or_default(),
+            server.port = self.url.port_or_known_default().unwrap_or_default(),
+            http.response.status_code = tracing::field::Empty,
+            http.response.body.size = tracing::field::Empty,
+            vim.page = page,
+            vim.fault = tracing::field::Empty,
+        )
     }
 
     async fn exchange(&self, span: &Span, body: Bytes) -> Result<Vec<u8>, CallError> {
