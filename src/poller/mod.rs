@@ -5,6 +5,7 @@
 //! its end is counted.
 
 mod callers;
+mod hints;
 mod hosts;
 mod hung;
 mod lane;
@@ -41,7 +42,7 @@ pub static ROUNDS: MetricDef = MetricDef {
 };
 
 /// The agent's own metrics of this room.
-pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES];
+pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES, &hints::HINTS];
 
 /// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
 pub struct Poller {
