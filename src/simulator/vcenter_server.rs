@@ -1,9 +1,9 @@
 //! HTTPS for the simulated vCenter: connections, cookies, packing, and what goes wrong on the way.
 
 use super::vcenter_calls::Reply;
-use super::vcenter_request::Call;
+use super::vcenter_request::{Call, MoRef};
 use super::vcenter_spec::VcenterFault;
-use super::vcenter_state::State;
+use super::vcenter_state::{ROOT, State};
 use axum::body::Body;
 use bytes::Bytes;
 use flate2::Compression;
@@ -153,7 +153,9 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
             (Err(problem), _) => state.fault("InvalidRequest", &problem.to_string(), ""),
             (Ok(call), Some(VcenterFault::NotAuthenticated)) => state.not_authenticated(&call.this),
             (Ok(_), Some(VcenterFault::NoPermission)) => {
-                let inner = state.dialect.element("privilegeId", "System.View");
+                let root = MoRef { kind: "Folder".to_owned(), id: ROOT.to_owned() };
+                let inner = state.dialect.reference("object", &root)
+                    + &state.dialect.element("privilegeId", "System.View");
                 state.fault("NoPermission", "Permission to perform this operation was denied.", &inner)
             }
             (Ok(call), _) => state.answer(call, session.as_deref()),

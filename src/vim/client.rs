@@ -19,6 +19,7 @@ use crate::inventory::{Allow, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;
 use crate::steps::Steps;
+use reqwest::header::HeaderValue;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -73,6 +74,7 @@ enum Session {
 pub struct Live {
     pub(super) transport: Transport,
     pub(super) service: ServiceContent,
+    pub(super) cookies: Option<HeaderValue>,
     /// Which one it is of all the sessions that this client had.
     pub number: u64,
 }
@@ -121,7 +123,12 @@ impl VimClient {
     /// The session, if there is one as far as we know.
     pub fn live(&self) -> Option<Live> {
         let (Session::Open(_), Some(service)) = (&self.session, &self.service) else { return None };
-        Some(Live { transport: self.transport.clone(), service: service.clone(), number: self.sessions })
+        Some(Live {
+            transport: self.transport.clone(),
+            service: service.clone(),
+            cookies: self.transport.session_cookies(),
+            number: self.sessions,
+        })
     }
 
     /// What the server said of the session, if there is one.
@@ -176,6 +183,28 @@ impl VimClient {
             }
             other => other,
         }
+    }
+
+    /// The server's time, seconds of unix time. Needs a session.
+    ///
+    /// # Errors
+    /// When the server does not say.
+    pub async fn server_time(&self) -> Result<f64, VimError> {
+        let (_, time) =
+            self.ask(Method::CurrentTime, soap::current_time(), None, soap::read_current_time).await?;
+        Ok(time)
+    }
+
+    /// Which of these privileges the account has on the root folder. `None`: the server can't tell, or
+    /// there is no session.
+    ///
+    /// # Errors
+    /// When the server does not answer that.
+    pub async fn privileges(&self, wanted: &[&str]) -> Result<Option<Vec<(String, bool)>>, VimError> {
+        let (Some(service), Some(session)) = (&self.service, self.session()) else { return Ok(None) };
+        let Some(manager) = &service.authorization_manager else { return Ok(None) };
+        let request = soap::has_privileges(manager, &service.root_folder, session, wanted);
+        self.ask(Method::HasPrivilegeOnEntities, request, None, soap::read_privileges).await.map(Some)
     }
 
     /// Ends the session, if there is one, within a few seconds. Also of a login that is still under way.

@@ -38,8 +38,6 @@ pub struct Listener {
     truncated: bool,
     /// What comes is not news, but how things are.
     catching_up: bool,
-    /// Something may have happened that nobody told.
-    missed: bool,
     /// Key of the latest event that is known.
     latest: Option<i64>,
 }
@@ -50,7 +48,7 @@ impl Listener {
     /// # Errors
     /// When the session is gone, or the server makes no property collector or filter.
     pub async fn open(live: &Live) -> Result<Self, VimError> {
-        let transport = live.transport.beside()?;
+        let transport = live.transport.beside(live.cookies.clone())?;
         let (method, request) =
             (Method::CreatePropertyCollector, updates::create_property_collector(&live.service));
         let collector = transport.ask(method, request, None, None, |body| updates::read_made(method, body)).await?;
@@ -63,7 +61,6 @@ impl Listener {
             version: String::new(),
             truncated: false,
             catching_up: true,
-            missed: false,
             latest: None,
         };
         if let Err(error) = listener.watch().await {
@@ -115,52 +112,47 @@ impl Listener {
         self.events.is_some() && self.without_events.is_none()
     }
 
-    /// Waits for the next answer, a good minute at most. The first answers say how things are, which is no
-    /// hint.
+    /// Waits for the next hint, a good minute at most. First comes how things are, and then
+    /// [`Hint::Anything`]: nobody knows what has changed between the last read and that.
     ///
     /// # Errors
     /// When the wait broke off. It may be tried again, unless the session is gone: what was missed
-    /// meanwhile is then told, or comes as [`Hint::Anything`].
+    /// meanwhile is told then, or comes as [`Hint::Anything`].
     pub async fn next(&mut self) -> Result<Hint, VimError> {
-        let seconds = if self.catching_up || self.truncated { 0 } else { WAIT.as_secs() };
-        let request = updates::wait(&self.collector, &self.version, seconds);
-        let answer =
-            self.transport.ask(Method::WaitForUpdatesEx, request, None, None, updates::read_updates).await;
-        match answer {
-            Ok(Some(updates)) => Ok(self.take(updates)),
-            Ok(None) => Ok(self.caught_up()),
-            Err(error) => {
-                let is_invalid =
-                    error.fault.as_ref().is_some_and(|fault| fault.kind == FaultKind::InvalidCollectorVersion);
-                if is_invalid || self.truncated {
-                    self.begin_again();
+        loop {
+            let seconds = if self.catching_up || self.truncated { 0 } else { WAIT.as_secs() };
+            let request = updates::wait(&self.collector, &self.version, seconds);
+            let method = Method::WaitForUpdatesEx;
+            let hint = match self.transport.ask(method, request, None, None, updates::read_updates).await {
+                Ok(answer) => self.take(answer),
+                Err(error) => {
+                    let fault = error.fault.as_ref().map(|fault| &fault.kind);
+                    if fault == Some(&FaultKind::InvalidCollectorVersion) || self.truncated {
+                        self.begin_again();
+                    }
+                    return Err(error);
                 }
-                Err(error)
+            };
+            if !self.catching_up {
+                return Ok(hint);
+            }
+            if !self.truncated {
+                self.catching_up = false;
+                return Ok(Hint::Anything);
             }
         }
     }
 
-    /// The first time that there is nothing more to be told of how things are.
-    fn caught_up(&mut self) -> Hint {
-        self.truncated = false;
-        self.catching_up = false;
-        if std::mem::take(&mut self.missed) { Hint::Anything } else { Hint::Nothing }
-    }
-
-    fn take(&mut self, updates: Updates) -> Hint {
+    /// What an answer says that is no part of how things are at first.
+    fn take(&mut self, answer: Option<Updates>) -> Hint {
+        let updates = answer.unwrap_or_else(|| Updates { version: self.version.clone(), ..Updates::default() });
         self.version = updates.version;
         self.truncated = updates.truncated;
-        let told = updates.events.map_or(Some(HashSet::new()), |events| self.news_of(&events));
-        if self.catching_up {
-            return if updates.truncated { Hint::Nothing } else { self.caught_up() };
-        }
-        match told {
-            None => Hint::Anything,
-            Some(hosts) => {
-                let hosts: HashSet<_> = hosts.into_iter().chain(updates.hosts).collect();
-                if hosts.is_empty() { Hint::Nothing } else { Hint::Hosts(hosts) }
-            }
-        }
+        let Some(told) = updates.events.map_or(Some(HashSet::new()), |events| self.news_of(&events)) else {
+            return Hint::Anything;
+        };
+        let hosts: HashSet<_> = told.into_iter().chain(updates.hosts).collect();
+        if hosts.is_empty() { Hint::Nothing } else { Hint::Hosts(hosts) }
     }
 
     /// The hosts of the events that are new; `None`: there were more than are shown.
@@ -178,21 +170,24 @@ impl Listener {
         self.version.clear();
         self.truncated = false;
         self.catching_up = true;
-        self.missed = true;
     }
 
     /// Ends what was made at the server, within a second.
     pub async fn close(self) {
-        self.end(Method::DestroyPropertyCollector, updates::destroy_property_collector(&self.collector)).await;
-        if let Some(events) = &self.events {
-            self.end(Method::DestroyCollector, updates::destroy_event_collector(events)).await;
+        if let Err(error) = self.end().await {
+            tracing::debug!("left to the end of the session: {error}");
         }
     }
 
-    async fn end(&self, method: Method, request: zeroize::Zeroizing<String>) {
-        let ended = self.transport.ask(method, request, None, None, |body| soap::read_success(method, body));
-        if let Err(error) = ended.await {
-            tracing::debug!("left to the end of the session: {error}");
+    async fn end(&self) -> Result<(), VimError> {
+        let end = |method, request| {
+            self.transport.ask(method, request, None, None, move |body| soap::read_success(method, body))
+        };
+        let properties = updates::destroy_property_collector(&self.collector);
+        end(Method::DestroyPropertyCollector, properties).await?;
+        if let Some(events) = &self.events {
+            end(Method::DestroyCollector, updates::destroy_event_collector(events)).await?;
         }
+        Ok(())
     }
 }

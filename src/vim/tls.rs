@@ -12,6 +12,8 @@ use x509_cert::der::Decode as _;
 
 /// Longest name of a subject or issuer that is kept, characters.
 const MAX_NAME: usize = 200;
+/// Most certificates of a chain whose names are kept.
+const MAX_CHAIN: usize = 8;
 
 /// Picks the one TLS implementation of this process; later calls do nothing.
 pub fn install_crypto() {
@@ -36,6 +38,16 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// The word in reports.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned",
+            Self::CaFile => "ca_file",
+            Self::SystemRoots => "system_roots",
+            Self::Unverified => "unverified",
+        }
+    }
+
     /// For people.
     pub const fn words(self) -> &'static str {
         match self {
@@ -58,23 +70,31 @@ pub struct Certificate {
     pub issuer: Option<String>,
     /// Until when it is valid, seconds of unix time.
     pub expires: Option<f64>,
+    /// Whose the certificates are that came along: those of authorities, in the server's order.
+    pub chain: Vec<String>,
 }
 
 impl Certificate {
-    fn read(der: &[u8]) -> Self {
+    fn read(der: &[u8], chain: &[CertificateDer<'_>]) -> Self {
         let parsed = x509_cert::Certificate::from_der(der).ok();
         let parsed = parsed.as_ref().map(x509_cert::Certificate::tbs_certificate);
-        let name = |name: &x509_cert::name::Name| {
-            name.to_string().chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
-        };
+        let chain = chain.iter().take(MAX_CHAIN).filter_map(|der| {
+            let authority = x509_cert::Certificate::from_der(der).ok()?;
+            Some(name(authority.tbs_certificate().subject()))
+        });
         let expires = |validity: &x509_cert::time::Validity| validity.not_after.to_unix_duration().as_secs_f64();
         Self {
             thumbprint: Thumbprint::of(der),
             subject: parsed.map(|certificate| name(certificate.subject())),
             issuer: parsed.map(|certificate| name(certificate.issuer())),
             expires: parsed.map(|certificate| expires(certificate.validity())),
+            chain: chain.collect(),
         }
     }
+}
+
+fn name(name: &x509_cert::name::Name) -> String {
+    name.to_string().chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
 }
 
 /// The certificate is not the one that was pinned.
@@ -116,9 +136,9 @@ impl Tls {
         } else if let Some(file) = &config.ca_file {
             let what = format!("vcenter.ca_file {}", file.display());
             let mut roots = RootCertStore::empty();
-            for root in read_roots(file).map_err(|problem| failed(&what, problem))? {
-                roots.add(root).map_err(|error| failed(&what, chain(&error)))?;
-            }
+            // One that can't be understood is no reason to leave the others aside; none at all is an error.
+            let found = read_roots(file).map_err(|problem| failed(&what, problem))?;
+            roots.add_parsable_certificates(found);
             let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
             (Rule::Chain(inner.build().map_err(|error| failed(&what, chain(&error)))?), Trust::CaFile)
         } else {
@@ -168,7 +188,7 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let seen = Certificate::read(certificate);
+        let seen = Certificate::read(certificate, chain);
         let found = seen.thumbprint;
         *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(seen));
         match &self.rule {

@@ -173,13 +173,18 @@ impl Transport {
         })
     }
 
-    /// A second way, on a connection of its own, in the session that there is now. It never takes another
-    /// cookie: an answer that crosses a login must not put an older session in the place of the new one.
+    /// What makes a request part of the session that there is now.
+    pub(super) fn session_cookies(&self) -> Option<HeaderValue> {
+        self.cookies.cookies(&self.url)
+    }
+
+    /// A second way, on a connection of its own, in the session of these cookies. It never takes others: an
+    /// answer that crosses a login must not put an older session in the place of the new one.
     ///
     /// # Errors
     /// When the connection's parts can't be put together.
-    pub fn beside(&self) -> Result<Self, Failure> {
-        let cookies = Arc::new(Cookies::Fixed(self.cookies.cookies(&self.url)));
+    pub(super) fn beside(&self, cookies: Option<HeaderValue>) -> Result<Self, Failure> {
+        let cookies = Arc::new(Cookies::Fixed(cookies));
         Ok(Self { http: self.line.client(Arc::clone(&cookies))?, cookies, ..self.clone() })
     }
 

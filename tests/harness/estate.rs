@@ -33,6 +33,24 @@ impl Estate {
 
     /// The same, where all accounts have this password.
     pub async fn with_password(hosts: usize, vcenters: usize, password: Option<&str>) -> Self {
+        Self::built(hosts, vcenters, password, |_, _| {}).await
+    }
+
+    /// The same, with vCenters of one's own making: `change` gets the number of each.
+    pub async fn with_vcenters(
+        hosts: usize,
+        vcenters: usize,
+        change: impl Fn(usize, &mut VcenterSpec),
+    ) -> Self {
+        Self::built(hosts, vcenters, None, change).await
+    }
+
+    async fn built(
+        hosts: usize,
+        vcenters: usize,
+        password: Option<&str>,
+        change: impl Fn(usize, &mut VcenterSpec),
+    ) -> Self {
         let mut spec = FleetSpec { hosts, ..FleetSpec::default() };
         if let Some(password) = password {
             spec.password = Secret::new(password);
@@ -51,6 +69,7 @@ impl Estate {
             if let Some(password) = password {
                 spec.password = password.to_owned();
             }
+            change(vcenter, &mut spec);
             running.push(VcenterSim::start(spec).await.unwrap());
         }
         let sink = Sink::start(SinkOptions::default()).unwrap();
