@@ -90,13 +90,16 @@ async fn a_vcenter_is_told_with_certificate_privileges_hints_and_clock() {
         ("privileges_missing", json!("")),
         ("hints", json!("changes of hosts and alarms")),
         ("hosts_not_readable", json!(0)),
-        ("page_size", json!(7)),
+        ("page_size", json!(6)),
     ] {
         assert_eq!(facts(0)[key], value, "{key}");
     }
     assert!(facts(0)["certificate_days_left"].as_u64().unwrap() > 300);
     assert!(facts(0)["clock_ahead_seconds"].as_f64().unwrap().abs() < 10.0);
-    assert_eq!((facts(1)["tls_trust"].clone(), facts(1)["privileges_missing"].clone()), (json!("ca_file"), json!("System.Read")));
+    assert_eq!(
+        (facts(1)["tls_trust"].clone(), facts(1)["privileges_missing"].clone()),
+        (json!("ca_file"), json!("System.Read"))
+    );
     assert_eq!(facts(1)["not_readable"], json!("overallStatus (NoPermission)"));
     assert!((-310.0..-290.0).contains(&facts(1)["clock_ahead_seconds"].as_f64().unwrap()));
     for vcenter in &estate.vcenters {

@@ -41,11 +41,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
             command_timeout: second,
         },
         lockout: LockoutConfig { wait: second, max_wait: second, unproven_tries: 3, volatile: true },
-        vcenter: VcenterConfig {
-            connect_timeout: second,
-            call_timeout: second,
-            ..VcenterConfig::default()
-        },
+        vcenter: VcenterConfig { connect_timeout: second, call_timeout: second, ..VcenterConfig::default() },
         otlp,
         prometheus: None,
     }

@@ -119,7 +119,8 @@ async fn answer_in_chunks(stream: tokio::net::TcpStream, acceptor: tokio_rustls:
 #[tokio::test]
 async fn answers_in_chunks_with_trailers_are_whole() {
     let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["vc1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["vc1".to_owned()]).unwrap().self_signed(&key).unwrap();
     let sim = VcenterSim::start(VcenterSpec::new("vc1")).await.unwrap();
     let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -84,7 +84,11 @@ async fn hosts_that_come_and_go_or_lose_their_vcenter_are_seen_at_once() {
     estate.arrives("esxi.host.connection_state", &lost, 1.0).await;
     vcenter.set_maintenance(&estate.host(2), true);
     estate.arrives("esxi.host.maintenance_mode", &[("hostsystem", &estate.host(2))], 1.0).await;
-    vcenter.add_host(&HostSpec { name: "esx9".into(), datacenter: "dc".into(), cluster: Some("cluster".into()) });
+    vcenter.add_host(&HostSpec {
+        name: "esx9".into(),
+        datacenter: "dc".into(),
+        cluster: Some("cluster".into()),
+    });
     estate.arrives("esxi.overall_status", &[("hostsystem", "esx9")], 2.0).await;
     vcenter.remove_host("esx9");
     let ended = || {
@@ -190,8 +194,7 @@ async fn after_an_expiry_or_a_restart_there_is_one_session_and_hints_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_dies_of_its_age_is_replaced_by_one() {
-    let estate =
-        Estate::with_vcenters(1, 1, |_, spec| spec.session_life = Duration::from_millis(2500)).await;
+    let estate = Estate::with_vcenters(1, 1, |_, spec| spec.session_life = Duration::from_millis(2500)).await;
     let agent = estate.agent(&[EVERY_SECOND, ONLY_VCENTERS]).await;
     let vcenter = &estate.vcenters[0];
     until("the third session", || (vcenter.logins() >= 3).then_some(())).await;

@@ -122,7 +122,8 @@ async fn roots_may_stand_in_a_folder_beside_other_files() {
     let folder = tempfile::tempdir().unwrap();
     let other = Authority::new("somebody else").unwrap();
     std::fs::write(folder.path().join("a.0"), other.pem()).unwrap();
-    std::fs::write(folder.path().join("a.r0"), "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n").unwrap();
+    std::fs::write(folder.path().join("a.r0"), "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
+        .unwrap();
     std::fs::write(folder.path().join("b.0"), sim.ca_pem()).unwrap();
     let mut setup = Setup::of(&sim);
     setup.config.ca_file = Some(folder.path().to_owned());

@@ -1,9 +1,9 @@
 //! The section `vcenter`: how vCenters are reached and what is believed of them.
 
 use super::file::Value;
+use super::load::SECOND;
 use super::section::{At, By, Section};
 use super::values::{boolean, duration, integer, parsed};
-use super::load::SECOND;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
@@ -84,7 +84,8 @@ impl FromStr for Thumbprint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const WRITE: &str = "write the SHA-256 of the certificate: 64 hexadecimal digits, with or without colons";
+        const WRITE: &str =
+            "write the SHA-256 of the certificate: 64 hexadecimal digits, with or without colons";
         let digits: String = text.chars().filter(|c| !matches!(c, ':' | ' ')).collect();
         if !digits.is_ascii() || digits.chars().any(|c| !c.is_ascii_hexdigit()) {
             return Err(format!("is no thumbprint; {WRITE}"));
@@ -211,12 +212,17 @@ mod tests {
     #[test]
     fn a_folder_of_roots_may_hold_other_things_but_not_only_those() {
         let folder = tempfile::tempdir().unwrap();
-        let root = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/config/ca.pem")).unwrap();
-        std::fs::write(folder.path().join("list.r0"), "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
-            .unwrap();
+        let root =
+            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/config/ca.pem")).unwrap();
+        std::fs::write(
+            folder.path().join("list.r0"),
+            "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+        )
+        .unwrap();
         assert!(read_roots(folder.path()).unwrap_err().contains("holds no certificate"));
         std::fs::write(folder.path().join("a.0"), &root).unwrap();
-        std::fs::write(folder.path().join("b.0"), [root.as_slice(), b"\n", root.as_slice()].concat()).unwrap();
+        std::fs::write(folder.path().join("b.0"), [root.as_slice(), b"\n", root.as_slice()].concat())
+            .unwrap();
         assert_eq!(read_roots(folder.path()).unwrap().len(), 3);
         std::fs::write(folder.path().join("c.0"), b"-----BEGIN CERTIFICATE-----\nAA").unwrap();
         assert!(read_roots(folder.path()).is_err());

@@ -91,7 +91,11 @@ impl Wishes {
     /// What is to be read, from now on forgotten.
     pub(super) fn take(&self) -> Wish {
         let State { hosts, everything } = std::mem::take(&mut *self.lock());
-        if everything || hosts.len() > MOST_HOSTS { Wish::Everything } else { Wish::Hosts(hosts.into_iter().collect()) }
+        if everything || hosts.len() > MOST_HOSTS {
+            Wish::Everything
+        } else {
+            Wish::Hosts(hosts.into_iter().collect())
+        }
     }
 }
 
@@ -147,7 +151,9 @@ async fn follow(
                 }
             }
             Err(error) if error.session_is_gone() => return None,
-            Err(error) if error.fault.is_some() || error.failure.reason == FailureReason::PermissionDenied => {
+            Err(error)
+                if error.fault.is_some() || error.failure.reason == FailureReason::PermissionDenied =>
+            {
                 return Some(error);
             }
             Err(error) => debug!("no listener: {error}"),

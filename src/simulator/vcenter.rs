@@ -76,7 +76,10 @@ impl Identity {
         Ok(Self { certificate: certificate.der().clone(), key })
     }
 
-    fn tls(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> io::Result<rustls::ServerConfig> {
+    fn tls(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> io::Result<rustls::ServerConfig> {
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(self.key.serialize_der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         rustls::ServerConfig::builder_with_provider(provider)
@@ -105,7 +108,8 @@ impl VcenterSim {
             None => Authority::new(&format!("{} authority", spec.name))?,
         };
         let names = vec![spec.name.clone(), "localhost".to_owned(), address.ip().to_string()];
-        let identity = if spec.self_signed { Identity::self_signed(names)? } else { authority.issue(names)? };
+        let identity =
+            if spec.self_signed { Identity::self_signed(names)? } else { authority.issue(names)? };
         let versions = if spec.tls12_only { TLS12_ONLY } else { rustls::DEFAULT_VERSIONS };
         let tls = identity.tls(versions)?;
         let thumbprint = Thumbprint::of(&identity.certificate);

@@ -190,12 +190,7 @@ fn session_of(cookies: &str, quotes: bool) -> Option<String> {
     Some(ours.to_owned())
 }
 
-fn respond(
-    reply: Reply,
-    gzip: bool,
-    fault: Option<VcenterFault>,
-    quote: &str,
-) -> io::Result<Response<Body>> {
+fn respond(reply: Reply, gzip: bool, fault: Option<VcenterFault>, quote: &str) -> io::Result<Response<Body>> {
     let status = if reply.ok { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     let mut response = Response::builder().status(status).header(CONTENT_TYPE, "text/xml; charset=utf-8");
     if let Some(cookie) = &reply.cookie {

@@ -203,7 +203,8 @@ impl State {
         let mut inner = dialect.reference("entity", &entity);
         for privilege in call.parameters.texts("privId") {
             let granted = self.spec.privileges.iter().any(|granted| granted == privilege);
-            let one = dialect.element("privId", privilege) + &dialect.element("isGranted", &granted.to_string());
+            let one =
+                dialect.element("privId", privilege) + &dialect.element("isGranted", &granted.to_string());
             inner.push_str(&dialect.around("privAvailability", &one));
         }
         self.ok(&call.method, Some(&inner))

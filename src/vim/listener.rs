@@ -51,7 +51,8 @@ impl Listener {
         let transport = live.transport.beside(live.cookies.clone())?;
         let (method, request) =
             (Method::CreatePropertyCollector, updates::create_property_collector(&live.service));
-        let collector = transport.ask(method, request, None, None, |body| updates::read_made(method, body)).await?;
+        let collector =
+            transport.ask(method, request, None, None, |body| updates::read_made(method, body)).await?;
         let mut listener = Self {
             transport,
             service: live.service.clone(),
@@ -99,7 +100,10 @@ impl Listener {
 
     async fn filter(&self, request: zeroize::Zeroizing<String>) -> Result<(), VimError> {
         let method = Method::CreateFilter;
-        self.transport.ask(method, request, None, None, |body| updates::read_made(method, body)).await.map(drop)
+        self.transport
+            .ask(method, request, None, None, |body| updates::read_made(method, body))
+            .await
+            .map(drop)
     }
 
     /// Why no events are told; `None`: they are, or the server knows none.
@@ -145,7 +149,8 @@ impl Listener {
 
     /// What an answer says that is no part of how things are at first.
     fn take(&mut self, answer: Option<Updates>) -> Hint {
-        let updates = answer.unwrap_or_else(|| Updates { version: self.version.clone(), ..Updates::default() });
+        let updates =
+            answer.unwrap_or_else(|| Updates { version: self.version.clone(), ..Updates::default() });
         self.version = updates.version;
         self.truncated = updates.truncated;
         let Some(told) = updates.events.map_or(Some(HashSet::new()), |events| self.news_of(&events)) else {

@@ -358,17 +358,15 @@ pub fn read_service_content(body: &[u8]) -> Result<ServiceContent, NoResult> {
         Ok(())
     })?;
     match (root, properties, sessions) {
-        (Some(root_folder), Some(property_collector), Some(session_manager)) => {
-            Ok(ServiceContent {
-                root_folder,
-                property_collector,
-                session_manager,
-                event_manager,
-                authorization_manager,
-                api_version,
-                api_type,
-            })
-        }
+        (Some(root_folder), Some(property_collector), Some(session_manager)) => Ok(ServiceContent {
+            root_folder,
+            property_collector,
+            session_manager,
+            event_manager,
+            authorization_manager,
+            api_version,
+            api_type,
+        }),
         _ => {
             Err(Cursor::new(body)?.unreadable("no root folder, property collector or session manager").into())
         }
@@ -398,7 +396,8 @@ pub fn read_login(body: &[u8]) -> Result<UserSession, NoResult> {
             match part.name() {
                 "key" => session.key = cursor.text()?.into_owned(),
                 "userName" => {
-                    session.user = cursor.text()?.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
+                    session.user =
+                        cursor.text()?.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
                 }
                 _ => cursor.skip()?,
             }

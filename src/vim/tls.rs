@@ -6,7 +6,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
+};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use x509_cert::der::Decode as _;
 
@@ -82,7 +84,8 @@ impl Certificate {
             let authority = x509_cert::Certificate::from_der(der).ok()?;
             Some(name(authority.tbs_certificate().subject()))
         });
-        let expires = |validity: &x509_cert::time::Validity| validity.not_after.to_unix_duration().as_secs_f64();
+        let expires =
+            |validity: &x509_cert::time::Validity| validity.not_after.to_unix_duration().as_secs_f64();
         Self {
             thumbprint: Thumbprint::of(der),
             subject: parsed.map(|certificate| name(certificate.subject())),
@@ -147,8 +150,7 @@ impl Tls {
             (Rule::Chain(Arc::new(inner)), Trust::SystemRoots)
         };
         let presented = Presented::default();
-        let verifier =
-            Verifier { rule, provider: Arc::clone(&provider), presented: Arc::clone(&presented) };
+        let verifier = Verifier { rule, provider: Arc::clone(&provider), presented: Arc::clone(&presented) };
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| failed("versions", chain(&error)))?;
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));

@@ -119,7 +119,8 @@ impl Connection {
             _ => "not verified",
         };
         let indent = " ".repeat(27);
-        let mut text = format!("{}, {} {}", self.fact("tls"), self.fact("api_type"), self.fact("api_version"));
+        let mut text =
+            format!("{}, {} {}", self.fact("tls"), self.fact("api_type"), self.fact("api_version"));
         let fact = |name| self.fact(name);
         let (subject, issuer) = (fact("certificate_subject"), fact("certificate_issuer"));
         let _ = write!(text, "\n{indent}certificate {trust}: {subject}, issued by {issuer}");
@@ -301,7 +302,8 @@ fn doubts(vcenter: &Connection) -> Vec<String> {
     let fact = |name| vcenter.fact(name);
     let mut doubts = Vec::new();
     if fact("hosts") == "0" {
-        doubts.push("the account sees no host: it needs the role Read-only at the root, propagated".to_owned());
+        doubts
+            .push("the account sees no host: it needs the role Read-only at the root, propagated".to_owned());
     }
     if !matches!(fact("hosts_not_readable"), "" | "0") {
         let (hosts, what) = (fact("hosts_not_readable"), fact("not_readable"));
@@ -318,7 +320,8 @@ fn doubts(vcenter: &Connection) -> Vec<String> {
         let hints = fact("hints");
         doubts.push(format!("polls alone find some changes, since of hints there are: {hints}"));
     }
-    if let Some(days) = fact("certificate_days_left").parse::<i64>().ok().filter(|days| *days < EXPIRES_SOON) {
+    if let Some(days) = fact("certificate_days_left").parse::<i64>().ok().filter(|days| *days < EXPIRES_SOON)
+    {
         let at = fact("certificate_expires");
         doubts.push(format!("its certificate expires at {at} ({days} days)"));
     }
@@ -367,8 +370,6 @@ fn with_numbers<S: Serializer>(facts: &BTreeMap<&'static str, String>, to: S) ->
     };
     let seconds = |name: &str, text: &str| text.parse::<f64>().ok().filter(|_| name.ends_with("_seconds"));
     to.collect_map(
-        facts
-            .iter()
-            .map(|(name, text)| (name, seconds(name, text).map_or_else(|| value(text), Value::from))),
+        facts.iter().map(|(name, text)| (name, seconds(name, text).map_or_else(|| value(text), Value::from))),
     )
 }

@@ -101,10 +101,13 @@ async fn look_aside(config: &VcenterConfig, client: &VimClient, steps: &Steps) {
         listener.close().await;
         heard.map(|_| events)
     });
-    steps.fact("hints", match hints.await {
-        Ok(events) => events,
-        Err(error) => format!("none: {error}"),
-    });
+    steps.fact(
+        "hints",
+        match hints.await {
+            Ok(events) => events,
+            Err(error) => format!("none: {error}"),
+        },
+    );
 }
 
 fn tell_certificate(certificate: &Certificate, steps: &Steps) {
