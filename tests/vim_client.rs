@@ -89,7 +89,7 @@ async fn answer_in_chunks(stream: tokio::net::TcpStream, acceptor: tokio_rustls:
         if count == 0 {
             return;
         }
-        asked.extend_from_slice(&some[..count]);
+        asked.extend_from_slice(some.get(..count).unwrap_or_default());
         let text = String::from_utf8_lossy(&asked).into_owned();
         if !text.ends_with("</soapenv:Envelope>") {
             continue;
