@@ -1,14 +1,33 @@
 //! Stories of an agent and its vCenters: what they tell of their own accord, and sessions that end.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a story may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a story may fail"
+)]
 
 mod harness;
+mod vim_support;
 
-use esxi_otel_agent::simulator::vcenter::{HostSpec, Pushes, Status, VcenterFault, VcenterHandle};
+use esxi_otel_agent::collectors::VcenterCollector;
+use esxi_otel_agent::collectors::overall_state::OverallState;
+use esxi_otel_agent::config::OverallStateConfig;
+use esxi_otel_agent::inventory::{Inventory, Vcenter};
+use esxi_otel_agent::poller::poll::VcenterPoller;
+use esxi_otel_agent::poller::{Now, Pace, Poller, VcenterPolls};
+use esxi_otel_agent::readings::Readings;
+use esxi_otel_agent::simulator::vcenter::{
+    HostSpec, Pushes, Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec,
+};
 use esxi_otel_agent::stats::Stats;
 use harness::estate::{Estate, RunningAgent};
 use harness::{until, until_equal};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 const HOURLY: (&str, &str) = ("collectors.overall_state_collector.interval", "1h");
 const EVERY_SECOND: (&str, &str) = ("collectors.overall_state_collector.interval", "1s");
@@ -269,6 +288,50 @@ async fn troubled_vcenters_leave_the_others_alone_and_are_back_after_a_poll() {
     for vcenter in &estate.vcenters {
         assert_eq!((vcenter.open_sessions(), vcenter.most_sessions(), vcenter.failed_logins()), (0, 1, 0));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vcenter_that_changes_its_site_or_leaves_the_inventory_keeps_no_session_too_many() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(2)).await.unwrap();
+    let setup = vim_support::Setup::of(&sim);
+    let (readings, stats) = (Readings::new(), Arc::clone(&setup.stats));
+    let interval = Duration::from_secs(3600);
+    let (config, access, counted_by) = (setup.config.clone(), setup.access(), Arc::clone(&stats));
+    let make = Box::new(move |vcenter| {
+        let settings = OverallStateConfig { interval, stale_after: interval };
+        let collectors: Vec<Arc<dyn VcenterCollector>> = vec![Arc::new(OverallState::new(&settings))];
+        VcenterPoller::new(vcenter, config.clone(), collectors, access.clone(), Arc::clone(&counted_by))
+    });
+    let (first, _) = watch::channel(false);
+    let polls = VcenterPolls::new(make, interval, Arc::clone(&readings), Arc::clone(&stats), first);
+    let poller = Poller { hosts: None, vcenters: Some(Arc::new(polls)) };
+    let of_site = |site: &str| {
+        let vcenter = Vcenter { site: site.into(), ..setup.vcenter.clone() };
+        Arc::new(Inventory::new(Vec::new(), vec![vcenter]))
+    };
+    let (inventory, present) = watch::channel(of_site("eu-1"));
+    let (_pace, pace) = watch::channel(Pace { interval, max_in_flight: 1 });
+    let (now, cancel) = (Now::default(), CancellationToken::new());
+    let running = poller.run(present, pace, &now, Arc::clone(&stats), cancel.clone());
+    let story = async {
+        for (round, site) in ["eu-1", "eu-2", "eu-3"].into_iter().enumerate() {
+            inventory.send_replace(of_site(site));
+            let sites = || {
+                let snapshot = readings.snapshot();
+                let up = snapshot.samples().filter(|sample| sample.def.name == "esxi.vcenter.up");
+                up.map(|sample| sample.attributes.get("site").unwrap().to_owned()).collect::<Vec<_>>()
+            };
+            until_equal("the site", vec![site.to_owned()], sites).await;
+            until_equal("listeners", round as f64 + 1.0, || counted(&stats, "read")).await;
+            assert_eq!((sim.open_sessions(), sim.most_sessions()), (1, 1), "{site}");
+        }
+        inventory.send_replace(Arc::new(Inventory::default()));
+        until_equal("sessions", 0, || sim.open_sessions()).await;
+        until("the end of its series", || readings.snapshot().is_empty().then_some(())).await;
+        cancel.cancel();
+    };
+    tokio::join!(running, story);
+    assert_eq!((sim.logins(), sim.failed_logins(), sim.collectors()), (3, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
