@@ -15,8 +15,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tracing::{debug, info};
 
-/// Pause between two hurried reads of one vCenter: what comes meanwhile is read together.
-pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// Least time between the beginnings of two hurried reads of one vCenter: what comes meanwhile is read
+/// together.
+const PACE: Duration = Duration::from_secs(1);
+/// A vCenter has this many times as long to itself as the last hurried read took: in a storm a large one is
+/// not kept busy with us.
+const REST: u32 = 4;
 /// So many hosts are read one by one; beyond it the whole vCenter is.
 const MOST_HOSTS: usize = 200;
 /// Pause after a wait that broke off, at first and at the most.
@@ -35,6 +39,11 @@ pub static HINTS: MetricDef = MetricDef {
 
 pub(super) fn count(stats: &Stats, outcome: &'static str) {
     stats.add(&HINTS, Attributes::new([("outcome", outcome)]), 1.0);
+}
+
+/// When the next hurried read may begin, after the beginning of one that took so long.
+pub(super) fn pause_after(took: Duration) -> Duration {
+    PACE.max(took * (1 + REST))
 }
 
 /// What is to be read at once.
@@ -238,6 +247,12 @@ mod tests {
         let Wish::Hosts(taken) = wishes.take() else { panic!("not everything") };
         assert_eq!(taken.len(), 2, "each once");
         assert_eq!(wishes.some().now_or_never(), None, "they are forgotten then");
+    }
+
+    #[test]
+    fn a_vcenter_that_takes_long_is_hurried_more_rarely() {
+        assert_eq!(pause_after(Duration::from_millis(50)), Duration::from_secs(1));
+        assert_eq!(pause_after(Duration::from_secs(4)), Duration::from_secs(20));
     }
 
     #[tokio::test]

@@ -191,9 +191,7 @@ impl VcenterPolls {
                 () = hurried => true,
             };
             let wish = wishes.map(Wishes::take).filter(|_| is_hurried);
-            if is_hurried {
-                may_hurry = Instant::now() + hints::PAUSE;
-            }
+            let began = Instant::now();
             let inventory = Arc::clone(&inventory.borrow());
             let polling = async {
                 match wish {
@@ -215,6 +213,9 @@ impl VcenterPolls {
                 });
             }
             let now = Instant::now();
+            if is_hurried {
+                may_hurry = now.max(began + hints::pause_after(now - began));
+            }
             if now >= due {
                 let earliest = now.max(due + self.interval / 2);
                 due = next_on_grid(started, phase, self.interval, earliest);
