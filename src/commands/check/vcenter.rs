@@ -71,7 +71,9 @@ async fn look_aside(config: &VcenterConfig, client: &VimClient, steps: &Steps) {
     if let Ok(theirs) = client.server_time().await {
         let took = asked.elapsed().unwrap_or_default();
         let ours = (asked + took / 2).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        steps.fact("clock_ahead_seconds", format!("{:.1}", theirs - ours));
+        // The sum makes no difference but to a negative zero.
+        let ahead = ((theirs - ours) * 10.0).round() / 10.0 + 0.0;
+        steps.fact("clock_ahead_seconds", format!("{ahead:.1}"));
     }
     match client.privileges(&PRIVILEGES).await {
         Ok(Some(privileges)) => {

@@ -49,7 +49,7 @@ def tell(setup, table, binary, within):
     process = agent.start()
     url = setup.telemetry.url("agent") + "/metrics"
     told = lambda: sum(value for (name, labels), value in (scraped(url) or {}).items()
-                       if name == "esxi_agent_vcenter_hints_total" and dict(labels)["outcome"] in ("idle", "received"))
+                       if name == "esxi_agent_vcenter_hints_total" and dict(labels)["outcome"] == "read")
     ready = within(30, "it listens", lambda: told() >= len(fleet.vcenters))
     table.check("it listens at both vCenters", True, ready)
     for vc in fleet.vcenters:
@@ -59,6 +59,7 @@ def tell(setup, table, binary, within):
         for status, value in (("gray", -1), ("red", 0), (before, vc.truth()[host])):
             if within(0, "the same", lambda: setup.file.latest(key[0]).get(key) == value):
                 continue
+            time.sleep(1)           # what changes within a second is read together
             vc.set(host, overallStatus=status)
             began = time.monotonic()
             arrived = within(INTERVAL + 5, "it arrives", lambda: setup.file.latest(key[0]).get(key) == value)
