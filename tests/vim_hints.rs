@@ -153,6 +153,18 @@ async fn more_events_than_are_shown_at_a_time_are_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vcenter_that_does_not_wait_is_not_asked_without_a_breath() {
+    let estate = Estate::with_vcenters(2, 1, |_, spec| spec.impatient = true).await;
+    let (vcenter, agent) = (&estate.vcenters[0], listening(&estate, HOURLY).await);
+    let (waits, began) = (vcenter.calls("WaitForUpdatesEx"), Instant::now());
+    turns(&estate, &Status::Red, 0.0).await;
+    let most = u64::try_from(began.elapsed().as_millis()).unwrap() / 100 + 2;
+    let waits = vcenter.calls("WaitForUpdatesEx") - waits;
+    assert!((1..=most).contains(&waits), "{waits} waits in {:?}", began.elapsed());
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_alarm_of_a_virtual_machine_is_no_hint() {
     let estate = Estate::new(2, 1).await;
     let (vcenter, agent) = (&estate.vcenters[0], listening(&estate, HOURLY).await);

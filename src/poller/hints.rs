@@ -4,10 +4,10 @@
 use super::lane::jittered;
 use crate::inventory::Vcenter;
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
-use crate::outcome::FailureReason;
 use crate::stats::Stats;
 use crate::vim::client::{Live, VimError};
 use crate::vim::listener::{Hint, Listener};
+use crate::vim::soap::FaultKind;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,9 @@ const REST: u32 = 4;
 const MOST_HOSTS: usize = 200;
 /// Pause after a wait that broke off, at first and at the most.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Pause after a wait without a hint: a server that does not wait is not asked in a tight loop.
+const BREATH: Duration = Duration::from_millis(100);
 
 /// What became of the waits for hints.
 pub static HINTS: MetricDef = MetricDef {
@@ -176,6 +179,19 @@ async fn follow(
     }
 }
 
+/// Whether it will be answered alike next time. Whatever else a vCenter says while it starts may pass.
+fn is_refusal(error: &VimError) -> bool {
+    let kind = error.fault.as_ref().map(|fault| &fault.kind);
+    kind.is_some_and(|kind| match kind {
+        FaultKind::NoPermission
+        | FaultKind::MethodNotFound
+        | FaultKind::InvalidRequest
+        | FaultKind::InvalidProperty => true,
+        FaultKind::Other(name) => matches!(&**name, "NotSupported" | "NotImplemented"),
+        _ => false,
+    })
+}
+
 /// Passes the hints on. True: the session is over; false: what was made at the server has to be made anew.
 async fn heed(
     mut listener: Listener,
@@ -198,8 +214,13 @@ async fn heed(
         match answer {
             Ok(hint) => {
                 *pause = PAUSES.0;
-                count(stats, if hint == Hint::Nothing { "idle" } else { "received" });
-                wishes.add(hint);
+                if hint == Hint::Nothing {
+                    count(stats, "idle");
+                    sleep(BREATH).await;
+                } else {
+                    count(stats, "received");
+                    wishes.add(hint);
+                }
             }
             // Whether the session or the listener alone is gone shows when it is made anew.
             Err(error) if error.session_is_gone() => return false,

@@ -50,6 +50,8 @@ pub struct VcenterSpec {
     pub fires_events: bool,
     /// Most objects of one answer of `WaitForUpdatesEx`.
     pub updates_at_a_time: usize,
+    /// Answers a wait at once, news or not.
+    pub impatient: bool,
     /// What the account may do, on every object.
     pub privileges: Vec<String>,
     /// How far its clock is ahead; negative: behind.
@@ -103,6 +105,7 @@ impl VcenterSpec {
             pushes: Pushes::AllButStatus,
             fires_events: true,
             updates_at_a_time: 100,
+            impatient: false,
             privileges: ["System.Anonymous", "System.View", "System.Read"].map(str::to_owned).to_vec(),
             clock_ahead: SignedDuration::ZERO,
         }

@@ -266,7 +266,8 @@ impl State {
         let is_live = session.is_some_and(|session| self.sessions.contains_key(session));
         let collector = self.watchers.collectors.get(&call.this.id).filter(|_| is_live)?;
         let version = call.parameters.text("version");
-        if call.method != "WaitForUpdatesEx"
+        if self.spec.impatient
+            || call.method != "WaitForUpdatesEx"
             || version != collector.version.to_string()
             || !collector.pending.is_empty()
         {

@@ -10,8 +10,12 @@ use super::model::Reference;
 use super::soap::{self, FaultKind, Method, ServiceContent};
 use super::transport::{Transport, WAIT};
 use super::updates::{self, Event, Updates};
+use crate::outcome::{Failure, FailureReason};
 use std::collections::HashSet;
 use std::sync::Arc;
+
+/// Most answers in a row that are cut: a server that never comes to an end does not keep us for ever.
+const MOST_CUT: usize = 5_000;
 
 /// What an answer says of the hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +127,7 @@ impl Listener {
     /// When the wait broke off. It may be tried again, unless the session is gone: what was missed
     /// meanwhile is told then, or comes as [`Hint::Anything`].
     pub async fn next(&mut self) -> Result<Hint, VimError> {
-        loop {
+        for _ in 0..MOST_CUT {
             let seconds = if self.catching_up || self.truncated { 0 } else { WAIT.as_secs() };
             let request = updates::wait(&self.collector, &self.version, seconds);
             let method = Method::WaitForUpdatesEx;
@@ -145,6 +149,8 @@ impl Listener {
                 return Ok(Hint::Anything);
             }
         }
+        let line = format!("vCenter {} never comes to the end of how things are", self.transport.vcenter());
+        Err(Failure::new(FailureReason::AnswerTooLarge, line).into())
     }
 
     /// What an answer says that is no part of how things are at first.
