@@ -163,11 +163,7 @@ async fn follow(
                 }
             }
             Err(error) if error.session_is_gone() => return None,
-            Err(error)
-                if error.fault.is_some() || error.failure.reason == FailureReason::PermissionDenied =>
-            {
-                return Some(error);
-            }
+            Err(error) if is_refusal(&error) => return Some(error),
             Err(error) => debug!("no listener: {error}"),
         }
         count(stats, "lost");
