@@ -5,7 +5,7 @@ mod harness;
 
 use esxi_otel_agent::simulator::faults::HostFault;
 use esxi_otel_agent::simulator::host::FleetSpec;
-use esxi_otel_agent::simulator::vcenter::VcenterSpec;
+use esxi_otel_agent::simulator::vcenter::{VcenterFault, VcenterSpec};
 use harness::estate::Estate;
 use serde_json::{Value, json};
 use std::process::Output;
@@ -22,6 +22,10 @@ async fn agent(estate: &Estate, replaced: (&str, &str), arguments: &[&str]) -> O
     let mut command = Command::new(env!("CARGO_BIN_EXE_esxi-otel-agent"));
     command.env_clear().env("CONFIG_FILE", file);
     command.env("ESXI_USER", &esxi.user).env("ESXI_PASSWORD", esxi.password.expose());
+    // Nobody is to go by way of a proxy that was not asked for.
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
+        command.env(variable, "http://127.0.0.1:9");
+    }
     command.env("VCENTER_USER", &vcenter.user).env("VCENTER_PASSWORD", &vcenter.password);
     harness::in_time("the verb", command.args(arguments).output()).await.unwrap()
 }
@@ -53,7 +57,7 @@ async fn every_step_is_told_and_nothing_is_left_behind() {
     assert_eq!(host["services"]["hostd"], "running");
     assert_eq!(host["facts"]["sessions_allowed"], ">= 3");
     let vcenter = &report["vcenters"][0];
-    assert_eq!(steps(vcenter), ["connect", "login", "read", "logout"]);
+    assert_eq!(steps(vcenter), ["connect", "login", "read", "hints", "logout"]);
     assert_eq!(vcenter["facts"]["hosts"], json!(2));
     assert_eq!(vcenter["facts"]["tls_verified"], json!(true));
     assert_eq!(vcenter["facts"]["tls"], "TLS 1.3");
@@ -71,6 +75,69 @@ async fn how_many_sessions_a_host_allows_is_found_out() {
         assert_eq!((code, &report["hosts"][0]["facts"]["sessions_allowed"]), (Some(0), &told), "{report:#}");
         assert_eq!((estate.fleet.logins(0), estate.fleet.commands(0)), (1, 1));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vcenter_is_told_with_certificate_privileges_hints_and_clock() {
+    let estate = Estate::with_vcenters(2, 2, |vcenter, spec| {
+        if vcenter == 1 {
+            spec.privileges = vec!["System.View".to_owned()];
+            spec.clock_ahead = jiff::SignedDuration::from_secs(-300);
+        }
+    })
+    .await;
+    estate.vcenters[1].fail_next_call("CreateCollectorForEvents", VcenterFault::NoPermission);
+    estate.vcenters[1].deny(&estate.host(1), "overallStatus");
+    let pinned = estate.vcenters[0].thumbprint().to_string();
+    let address = estate.vcenters[0].address();
+    let pin = format!("vcenter: {{thumbprints: {{'{address}': '{pinned}'}}, ");
+    let (report, code) = connect(&estate, ("vcenter: {", &pin)).await;
+    assert_eq!(code, Some(0), "{report:#}");
+    let facts = |vcenter: usize| report["vcenters"][vcenter]["facts"].clone();
+    for (key, value) in [
+        ("tls_trust", json!("pinned")),
+        ("certificate_sha256", json!(pinned)),
+        ("certificate_issuer", json!("CN=estate")),
+        ("privileges", json!("System.View, System.Read")),
+        ("privileges_missing", json!("")),
+        ("hints", json!("changes of hosts and alarms")),
+        ("hosts_not_readable", json!(0)),
+        ("page_size", json!(6)),
+    ] {
+        assert_eq!(facts(0)[key], value, "{key}");
+    }
+    assert!(facts(0)["certificate_days_left"].as_u64().unwrap() > 300);
+    assert!(facts(0)["clock_ahead_seconds"].as_f64().unwrap().abs() < 10.0);
+    assert_eq!(
+        (facts(1)["tls_trust"].clone(), facts(1)["privileges_missing"].clone()),
+        (json!("ca_file"), json!("System.Read"))
+    );
+    assert_eq!(facts(1)["not_readable"], json!("overallStatus (NoPermission)"));
+    assert!((-310.0..-290.0).contains(&facts(1)["clock_ahead_seconds"].as_f64().unwrap()));
+    for vcenter in &estate.vcenters {
+        assert_eq!((vcenter.logins(), vcenter.open_sessions(), vcenter.collectors()), (1, 0, 0));
+    }
+
+    estate.vcenters[1].fail_next_call("CreateCollectorForEvents", VcenterFault::NoPermission);
+    let output = agent(&estate, SAME, &["check", "--connect"]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    for said in [
+        "the account lacks System.Read at the root",
+        "no events: CreateCollectorForEvents of vCenter",
+        "1 hosts, overallStatus (NoPermission)",
+        "its clock is 300 s behind ours",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_not_trusted_is_shown_all_the_same() {
+    let estate = Estate::with_vcenters(1, 1, |_, spec| spec.self_signed = true).await;
+    let (report, code) = connect(&estate, SAME).await;
+    let vcenter = &report["vcenters"][0];
+    assert_eq!((code, &vcenter["reason"]), (Some(1), &json!("tls")));
+    assert_eq!(vcenter["facts"]["certificate_sha256"], estate.vcenters[0].thumbprint().to_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]

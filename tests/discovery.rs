@@ -311,7 +311,7 @@ impl Unlisted {
         for vcenter in &estate.vcenters {
             for host in 0..hosts {
                 vcenter.rename(&estate.host(host), &name(host));
-                vcenter.set_management_address(&name(host), estate.fleet.ip(host).into());
+                vcenter.set_management_address(&name(host), &estate.fleet.ip(host).to_string());
             }
         }
         std::fs::remove_file(estate.folder.path().join("atlas.json")).unwrap();
@@ -375,7 +375,7 @@ async fn one_vcenter_is_all_that_an_agent_has_to_know() {
 
     let new = HostSpec { name: name(1), datacenter: "dc".into(), cluster: None };
     site.vcenter().add_host(&new);
-    site.vcenter().set_management_address(&name(1), site.estate.fleet.ip(1).into());
+    site.vcenter().set_management_address(&name(1), &site.estate.fleet.ip(1).to_string());
     until("the new host's address", || {
         agent.handle.now.everybody();
         (agent.up().len() == 3).then_some(())

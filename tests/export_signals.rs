@@ -42,14 +42,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
             command_timeout: second,
         },
         lockout: LockoutConfig { wait: second, max_wait: second, unproven_tries: 3, volatile: true },
-        vcenter: VcenterConfig {
-            verify_tls: true,
-            ca_file: None,
-            page_size: 0,
-            unpaged: false,
-            connect_timeout: second,
-            call_timeout: second,
-        },
+        vcenter: VcenterConfig { connect_timeout: second, call_timeout: second, ..VcenterConfig::default() },
         otlp,
         prometheus: None,
     }

@@ -67,6 +67,102 @@ async fn answers_are_understood_whatever_prefixes_they_use_packed_or_not() {
 }
 
 #[tokio::test]
+async fn a_cookie_counts_as_it_came_with_quotes_or_without() {
+    for cookie_quotes in [true, false] {
+        let spec = VcenterSpec { cookie_quotes, ..VcenterSpec::new("vc1").fleet(120) };
+        let sim = VcenterSim::start(spec).await.unwrap();
+        let mut client = Setup::of(&sim).client();
+        assert_eq!(read(&mut client).await.map(|hosts| hosts.len()), Ok(120), "quotes: {cookie_quotes}");
+        client.logout().await;
+        assert_eq!((sim.logins(), sim.open_sessions()), (1, 0));
+    }
+}
+
+/// Answers every call by the recorded answer of its name, in chunks and with trailers, as some proxies do.
+async fn answer_in_chunks(stream: tokio::net::TcpStream, acceptor: tokio_rustls::TlsAcceptor) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = acceptor.accept(stream).await.unwrap();
+    let mut asked = Vec::new();
+    loop {
+        let mut some = [0; 16 * 1024];
+        let count = stream.read(&mut some).await.unwrap_or(0);
+        if count == 0 {
+            return;
+        }
+        asked.extend_from_slice(some.get(..count).unwrap_or_default());
+        let text = String::from_utf8_lossy(&asked).into_owned();
+        if !text.ends_with("</soapenv:Envelope>") {
+            continue;
+        }
+        asked.clear();
+        let recorded = [
+            ("<RetrieveServiceContent", "RetrieveServiceContent"),
+            ("<RetrievePropertiesEx", "RetrievePropertiesEx-tree-traversal"),
+            ("<Login", "Login"),
+            ("<Logout", "Logout"),
+        ];
+        let (_, name) = recorded.into_iter().find(|(call, _)| text.contains(call)).expect("a known call");
+        let path = format!("{}/tests/fixtures/vim/vcsim-0.24.2/{name}.xml", env!("CARGO_MANIFEST_DIR"));
+        let mut answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\
+            Trailer: X-Checksum\r\nSet-Cookie: vmware_soap_session=abc; Path=/; HttpOnly; Secure\r\n\r\n"
+            .to_vec();
+        for chunk in std::fs::read(path).unwrap().chunks(777) {
+            answer.extend(format!("{:x};part=1\r\n", chunk.len()).into_bytes());
+            answer.extend_from_slice(chunk);
+            answer.extend_from_slice(b"\r\n");
+        }
+        answer.extend_from_slice(b"0\r\nX-Checksum: 1234\r\nServer-Timing: total;dur=1\r\n\r\n");
+        stream.write_all(&answer).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn answers_in_chunks_with_trailers_are_whole() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["vc1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let sim = VcenterSim::start(VcenterSpec::new("vc1")).await.unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::of(&sim).port(listener.local_addr().unwrap().port());
+    let peer = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer_in_chunks(stream, acceptor.clone()));
+        }
+    });
+    let thumbprint = esxi_otel_agent::config::Thumbprint::of(certificate.der());
+    setup.config.thumbprints.insert("127.0.0.1".to_owned(), thumbprint);
+    let mut client = setup.client();
+    for _ in 0..2 {
+        assert!(read(&mut client).await.unwrap().contains(&"DC0_H0".to_owned()));
+    }
+    client.logout().await;
+    assert_eq!(counted(&setup.stats, "esxi.agent.soap.requests", "Logout", "ok"), 1.0);
+    peer.abort();
+}
+
+#[tokio::test]
+async fn a_missing_privilege_is_named_with_its_object() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(3)).await.unwrap();
+    let mut client = Setup::of(&sim).client();
+    read(&mut client).await.unwrap();
+    sim.fail_next(VcenterFault::NoPermission);
+    let error = client.read_tree(PROPERTIES, Instant::now() + Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.failure.reason, FailureReason::PermissionDenied);
+    assert!(error.to_string().contains("NoPermission (System.View on Folder:group-d1)"), "{error}");
+    client.logout().await;
+}
+
+#[tokio::test]
 async fn a_session_that_expired_is_replaced_once_also_in_the_middle_of_the_pages() {
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(250)).await.unwrap();
     let mut client = Setup::of(&sim).client();

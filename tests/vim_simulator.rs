@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a story may fail")]
 
 use esxi_otel_agent::simulator::vcenter::{VcenterHandle, VcenterSim, VcenterSpec};
-use esxi_otel_agent::vim::transport::install_crypto;
+use esxi_otel_agent::vim::tls::install_crypto;
 
 /// Somebody who writes SOAP by hand.
 struct Hand {
@@ -76,10 +76,9 @@ async fn it_understands_what_another_client_asked() {
     assert_eq!(body.matches("xsi:type=\"ManagedEntityStatus\">green<").count(), 4);
     let view = hand.send(recorded("RetrievePropertiesEx-view-traversal")).await;
     assert!(has_fault(&view, "ManagedObjectNotFound"), "{view:?}");
-    let wait = hand.call(
-        r#"<WaitForUpdatesEx xmlns="urn:vim25"><_this type="PropertyCollector">p</_this></WaitForUpdatesEx>"#,
-    );
-    assert!(has_fault(&wait.await, "MethodNotFound"));
+    let unknown =
+        hand.call(r#"<QueryPerf xmlns="urn:vim25"><_this type="PerformanceManager">p</_this></QueryPerf>"#);
+    assert!(has_fault(&unknown.await, "MethodNotFound"));
     assert!(has_fault(&hand.send(b"no XML".to_vec()).await, "InvalidRequest"));
 }
 

@@ -76,7 +76,8 @@ impl Fleet {
                 readings: self.overall_state.reader().read(&answer),
                 stale_after: Some(self.overall_state.stale_after()),
             });
-            conclude_poll(readings, vcenter, None, Duration::from_millis(900) + MINUTE / 1_000 * round);
+            let took = Duration::from_millis(900) + MINUTE / 1_000 * round;
+            conclude_poll(readings, vcenter, None, took, Some(1_900_000_000.0));
         }
     }
 

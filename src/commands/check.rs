@@ -2,6 +2,7 @@
 
 mod connect;
 mod connections;
+mod vcenter;
 
 use super::{VerbError, output};
 use crate::accounts::Chosen;

@@ -19,8 +19,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Where the file says what [`check`] looks at, once the rest of the configuration is known.
 #[derive(Default)]
 pub(super) struct Places {
-    /// vCenters that list their hosts.
-    discovering: Vec<(By, String)>,
+    /// vCenters that list their hosts: place, key, and which one it is, where it is only one.
+    discovering: Vec<(By, String, Option<String>)>,
     http_sd: Option<By>,
     /// Whether `allow` names who may be given a password.
     allows: bool,
@@ -36,12 +36,12 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str) -> (InventoryConf
     let http_sd = http_sd(&mut section, &mut places);
     let mut discover = DiscoverConfig::default();
     let vcenters = static_targets(&mut section, "vcenters", |target, section| {
-        if let Some(choice) = discover_hosts(section, &mut places, false) {
+        if let Some(choice) = discover_hosts(section, &mut places, Some(target)) {
             discover.explicit.insert(target.to_ascii_lowercase(), choice);
         }
         BTreeMap::new()
     });
-    discover.others = discover_hosts(&mut section, &mut places, true).flatten();
+    discover.others = discover_hosts(&mut section, &mut places, None).flatten();
     let pace = section.setting("discovery_interval", duration(MINUTE / 2..=HOUR));
     discover.interval = pace.or(discover.interval).value;
     let hosts = static_targets(&mut section, "hosts", |_, section| labels(section.map("labels")));
@@ -92,7 +92,12 @@ pub(super) fn check(
     if !places.allows {
         let remedy = "name the addresses that may be given a password in inventory.allow";
         if !vcenter.verify_tls {
-            for (place, key) in &places.discovering {
+            let is_pinned = |address: &String| {
+                let endpoint: Option<Endpoint> = address.parse().ok();
+                endpoint.is_some_and(|at| vcenter.thumbprint_of(address, &at.host).is_some())
+            };
+            let open = |vcenter: &Option<String>| !vcenter.as_ref().is_some_and(is_pinned);
+            for (place, key, _) in places.discovering.iter().filter(|(.., vcenter)| open(vcenter)) {
                 let risk = "TLS verification of vCenters is off, so anybody can name hosts, which would be given \
                             the password: verify it, or";
                 context.problem(place.clone(), key, format!("{risk} {remedy}"));
@@ -117,11 +122,11 @@ pub(super) fn check(
     }
 }
 
-/// `true`, `false`, or what is made of the list. `None`: nobody said anything.
+/// `true`, `false`, or what is made of the list, of this vCenter or of all others. `None`: nobody said anything.
 fn discover_hosts(
     section: &mut Section<'_>,
     places: &mut Places,
-    recorded: bool,
+    vcenter: Option<&str>,
 ) -> Option<Option<Discover>> {
     const ADDRESSES: &[(&str, DiscoveredAddress)] =
         &[("name", DiscoveredAddress::Name), ("management", DiscoveredAddress::Management)];
@@ -145,7 +150,7 @@ fn discover_hosts(
         let on = section.setting(KEY, boolean).unrecorded();
         match on {
             Some(on) => on.value.then(Discover::default),
-            None if recorded => {
+            None if vcenter.is_none() => {
                 context.record(&path, false.show(), By::Nobody);
                 return None;
             }
@@ -153,7 +158,7 @@ fn discover_hosts(
         }
     };
     if chosen.is_some() {
-        places.discovering.push((place.clone(), path.clone()));
+        places.discovering.push((place.clone(), path.clone(), vcenter.map(str::to_owned)));
     }
     let shown = match chosen {
         None => "false".to_owned(),
@@ -175,8 +180,10 @@ fn http_sd(inventory: &mut Section<'_>, places: &mut Places) -> Option<HttpSdCon
     let interval = section.setting("interval", duration(Duration::from_secs(5)..=HOUR));
     let interval = if url.is_some() { interval.or(MINUTE).value } else { MINUTE };
     let ca_file = section.setting("ca_file", path).optional();
-    if let Some(ca_file) = &ca_file {
-        super::otlp::check_certificates(context, ca_file);
+    if let Some(ca_file) = &ca_file
+        && let Err(problem) = super::vcenter::read_roots(&ca_file.value)
+    {
+        context.problem_at(ca_file, format!("{}: {problem}", ca_file.value.display()));
     }
     let token = section.setting("bearer_token_file", path).optional();
     let has_basic = section.names("basic_auth");

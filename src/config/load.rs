@@ -2,9 +2,9 @@
 
 use super::file::File;
 use super::report::{ConfigError, Origin, Problem, SettingOrigin};
-use super::section::{At, By, Context, Section};
+use super::section::{By, Context, Section};
 use super::values::{boolean, duration, integer, listen, one_of};
-use super::{Config, HostKeyPolicy, LockoutConfig, PrometheusConfig, SshConfig, VcenterConfig};
+use super::{Config, HostKeyPolicy, LockoutConfig, PrometheusConfig, SshConfig};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -124,7 +124,7 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
     let visits_every = critical_service.as_ref().map(|on| on.value.interval);
     let rules = super::credentials::resolve(&mut root);
     let collectors = (overall_state.as_ref(), critical_service.as_ref());
-    let vcenter = vcenter(&mut root);
+    let vcenter = super::vcenter::vcenter(&mut root);
     super::inventory::check(context, &inventory, &places, &vcenter, critical_service.is_some());
     inventory.memory = Some(state_dir.join("inventory"));
     let accounts = super::accounts::resolve(context, rules, collectors);
@@ -256,49 +256,6 @@ fn lockout(root: &mut Section<'_>) -> LockoutConfig {
         ));
     }
     LockoutConfig { wait: wait.value, max_wait: max_wait.value, unproven_tries, volatile: volatile.value }
-}
-
-fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
-    let context = root.context;
-    // The Python exporter's sample file says ssl_verify, its code reads verify_ssl.
-    let old = ["ssl_verify", "verify_ssl"].map(|key| root.setting(key, boolean).unrecorded());
-    let mut section = root.section("vcenter");
-    let new = section.setting("verify_tls", boolean);
-    let ca_file = section.setting("ca_file", |value| context.path(value)).optional();
-    let new = new.unrecorded();
-    let given: Vec<&At<bool>> = old.iter().chain([&new]).flatten().collect();
-    let chosen = given.iter().min_by_key(|at| &at.by);
-    if let Some(At { value: verify, key, by, .. }) = chosen {
-        context.record("vcenter.verify_tls", verify.to_string(), by.clone());
-        let place = context.origin(by);
-        // A flag does not contradict the file, it wins.
-        let others = given.iter().filter(|other| matches!((by, &other.by), (By::Node(_), By::Node(_))));
-        for other in others.filter(|other| other.value != *verify) {
-            context.problem_at(other, format!("contradicts {key} ({place})"));
-        }
-        if !verify {
-            let risk = "TLS verification of vCenters is off: anybody may read the password";
-            context.note(format!("{key} ({place}): {risk}"));
-        }
-    } else {
-        context.record("vcenter.verify_tls", true.to_string(), By::Nobody);
-    }
-    let verify_tls = chosen.is_none_or(|chosen| chosen.value);
-    if let Some(ca_file) = &ca_file {
-        super::otlp::check_certificates(context, ca_file);
-    }
-    let page_size = section.setting("page_size", integer(0..=100_000)).or(0);
-    let unpaged = section.setting("unpaged", boolean).or(false);
-    if unpaged.value && page_size.is_given() && page_size.value > 0 {
-        context.problem_at(&page_size, "has no effect with vcenter.unpaged: true");
-    }
-    let (page_size, unpaged) = (page_size.value, unpaged.value);
-    let mut timeouts = section.section("timeouts");
-    let limit = || duration(Duration::from_millis(100)..=SECOND * 600);
-    let connect_timeout = timeouts.setting("connect", limit()).or(SECOND * 10).value;
-    let call_timeout = timeouts.setting("call", limit()).or(SECOND * 60).value;
-    let ca_file = ca_file.map(|ca_file| ca_file.value);
-    VcenterConfig { verify_tls, ca_file, page_size, unpaged, connect_timeout, call_timeout }
 }
 
 fn prometheus(root: &mut Section<'_>) -> Option<PrometheusConfig> {

@@ -15,9 +15,11 @@ mod otlp;
 mod report;
 mod section;
 mod values;
+mod vcenter;
 
 pub use load::{Loaded, Overrides, Sources};
 pub use report::{ConfigError, Origin, Problem, SettingOrigin};
+pub use vcenter::{Thumbprint, VcenterConfig, read_roots};
 // Those rooms are configured by types of their own, since this one knows them already.
 pub use crate::accounts::{AccountsConfig, LockoutConfig};
 pub use crate::inventory::{InventoryConfig, StaticTarget};
@@ -145,23 +147,6 @@ pub enum HostKeyPolicy {
     Strict,
     /// Trust anything: for laboratories only.
     Insecure,
-}
-
-/// How vCenters are polled.
-#[derive(Debug, Clone)]
-pub struct VcenterConfig {
-    /// Verify the server's certificate.
-    pub verify_tls: bool,
-    /// PEM file with the roots to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Objects a page to ask for; 0 = the server decides.
-    pub page_size: u32,
-    /// Read everything in one answer, by the method of API 4.0, instead of page by page.
-    pub unpaged: bool,
-    /// Limit of name look-up, TCP connect and TLS handshake.
-    pub connect_timeout: Duration,
-    /// Limit of one SOAP call.
-    pub call_timeout: Duration,
 }
 
 /// Where and how to push.

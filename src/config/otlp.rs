@@ -177,7 +177,7 @@ fn check_tls(context: &Context<'_>, place: &At<String>, files: [&Option<At<PathB
 }
 
 /// Reports a file that does not hold certificates.
-pub(super) fn check_certificates(context: &Context<'_>, file: &At<PathBuf>) {
+fn check_certificates(context: &Context<'_>, file: &At<PathBuf>) {
     let all = CertificateDer::pem_file_iter(&file.value).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let problem = match all {
         Ok(all) if all.is_empty() => "holds no certificate in PEM form".to_owned(),

@@ -311,7 +311,12 @@ impl<'a> Element<'a> {
     }
 
     pub(super) fn problem(&self, message: impl Into<String>) {
-        self.context.problem(By::Node(self.node.clone()), &self.path, message);
+        self.context.problem(self.place(), &self.path, message);
+    }
+
+    /// Where it stands.
+    pub(super) fn place(&self) -> By {
+        By::Node(self.node.clone())
     }
 }
 

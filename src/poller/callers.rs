@@ -34,8 +34,9 @@ impl Callers {
         self.called.notify_one();
     }
 
-    /// Looks through a vCenter's answer for hosts that are connected again.
-    pub(super) fn look_at(&self, vcenter: &TargetId, reports: &[Report]) {
+    /// Looks through a vCenter's answer, about all its hosts (`is_whole`) or some of them, for hosts that are
+    /// connected again.
+    pub(super) fn look_at(&self, vcenter: &TargetId, reports: &[Report], is_whole: bool) {
         let samples = reports.iter().flat_map(|report| &report.readings).flat_map(|reading| &reading.samples);
         let is_about_connected = |sample: &&Sample| {
             sample.def == &CONNECTION_STATE && sample.attributes.get("state") == Some("connected")
@@ -46,7 +47,13 @@ impl Callers {
             let Some(address) = sample.attributes.get("address") else { continue };
             if sample.value > 0.0 { &mut connected } else { &mut lost }.insert(Arc::<str>::from(address));
         }
-        let before = self.lock().lost.insert(vcenter.clone(), lost).unwrap_or_default();
+        let mut known = self.lock();
+        let before = known.lost.remove(vcenter).unwrap_or_default();
+        if !is_whole {
+            lost.extend(before.iter().filter(|address| !connected.contains(*address)).cloned());
+        }
+        known.lost.insert(vcenter.clone(), lost);
+        drop(known);
         for address in before.intersection(&connected) {
             self.hurry(TargetId::host(Arc::clone(address)));
         }
@@ -93,11 +100,20 @@ mod tests {
     #[tokio::test]
     async fn a_host_that_its_vcenter_finds_again_is_called_once() {
         let (callers, vc1) = (Callers::default(), TargetId::vcenter("vc1"));
-        callers.look_at(&vc1, &poll(&[("esx1", false), ("esx2", true)]));
+        callers.look_at(&vc1, &poll(&[("esx1", false), ("esx2", true)]), true);
         assert_eq!(callers.called().now_or_never(), None, "esx2 was connected all the time");
-        callers.look_at(&vc1, &poll(&[("esx1", true), ("esx2", true)]));
+        callers.look_at(&vc1, &poll(&[("esx1", true), ("esx2", true)]), true);
         assert_eq!(callers.called().now_or_never(), Some(HashSet::from([TargetId::host("esx1")])));
-        callers.look_at(&vc1, &poll(&[("esx1", true), ("esx2", true)]));
+        callers.look_at(&vc1, &poll(&[("esx1", true), ("esx2", true)]), true);
         assert_eq!(callers.called().now_or_never(), None);
+    }
+    #[tokio::test]
+    async fn an_answer_about_some_hosts_says_nothing_of_the_others() {
+        let (callers, vc1) = (Callers::default(), TargetId::vcenter("vc1"));
+        callers.look_at(&vc1, &poll(&[("esx1", false), ("esx2", false)]), true);
+        callers.look_at(&vc1, &poll(&[("esx2", true)]), false);
+        assert_eq!(callers.called().now_or_never(), Some(HashSet::from([TargetId::host("esx2")])));
+        callers.look_at(&vc1, &poll(&[("esx1", true), ("esx2", true)]), true);
+        assert_eq!(callers.called().now_or_never(), Some(HashSet::from([TargetId::host("esx1")])));
     }
 }

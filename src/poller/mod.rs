@@ -6,6 +6,7 @@
 
 mod callers;
 mod details;
+mod hints;
 mod host_lists;
 mod hosts;
 mod hung;
@@ -45,7 +46,7 @@ pub static ROUNDS: MetricDef = MetricDef {
 };
 
 /// The agent's own metrics of this room.
-pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES];
+pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES, &hints::HINTS];
 
 /// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
 pub struct Poller {

@@ -10,10 +10,11 @@ use crate::outcome::{Failure, FailureReason};
 use crate::readings::{Reading, Report};
 use crate::stats::Stats;
 use crate::vim::VimClient;
-use crate::vim::client::{Access, VimError};
+use crate::vim::client::{Access, Live, VimError};
 use crate::vim::model::{ManagedObject, Reference};
 use crate::vim::property::Query;
 use crate::vim::soap::FaultKind;
+use crate::vim::tls::Certificate;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,6 +152,21 @@ impl VcenterPoller {
     /// Which vCenter.
     pub fn vcenter(&self) -> &Arc<Vcenter> {
         &self.vcenter
+    }
+
+    /// Whether it may be asked to tell what changes.
+    pub fn hints(&self) -> bool {
+        self.config.hints
+    }
+
+    /// Its session, if there is one as far as we know.
+    pub fn live(&self) -> Option<Live> {
+        self.client.as_ref().and_then(VimClient::live)
+    }
+
+    /// The certificate that it presented last, whether it was believed or not.
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.client.as_ref().and_then(VimClient::certificate)
     }
 
     /// Reads the vCenter once, for all collectors. Never takes longer than the shortest of their intervals.

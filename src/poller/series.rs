@@ -71,6 +71,15 @@ pub mod vcenter {
         help: "How long the last poll of the vCenter took, all its pages included.",
         attributes: &["site", "vcenter"],
     };
+    /// Until when its certificate is valid.
+    pub static CERTIFICATE_EXPIRY: MetricDef = MetricDef {
+        name: "esxi.vcenter.certificate.expiry.timestamp",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        cadence: Cadence::Periodic,
+        help: "Unix time at which the certificate expires that the vCenter presented last, trusted or not.",
+        attributes: &["site", "vcenter"],
+    };
 }
 
 /// Both sets.
@@ -83,6 +92,7 @@ pub static METRICS: &[&MetricDef] = &[
     &vcenter::FAILURE,
     &vcenter::DURATION,
     &vcenter::LAST_SUCCESS,
+    &vcenter::CERTIFICATE_EXPIRY,
 ];
 
 /// One of the two sets.
@@ -110,13 +120,22 @@ static VCENTER: Defs = Defs {
 /// Stores how a visit ended.
 pub fn conclude_visit(readings: &Readings, host: &Host, failure: Option<Failure>, took: Duration) {
     let attributes = Attributes::new([("site", host.site.clone()), ("hostsystem", host.address.clone())]);
-    conclude(readings, &HOST, &host.id(), &attributes, failure, took);
+    conclude(readings, &HOST, &host.id(), &attributes, failure, took, Vec::new());
 }
 
-/// Stores how a poll ended.
-pub fn conclude_poll(readings: &Readings, vcenter: &Vcenter, failure: Option<Failure>, took: Duration) {
+/// Stores how a poll ended. `expires`: unix time at which the vCenter's certificate does, as far as it was
+/// seen.
+pub fn conclude_poll(
+    readings: &Readings,
+    vcenter: &Vcenter,
+    failure: Option<Failure>,
+    took: Duration,
+    expires: Option<f64>,
+) {
     let attributes = Attributes::new([("site", vcenter.site.clone()), ("vcenter", vcenter.address.clone())]);
-    conclude(readings, &VCENTER, &vcenter.id(), &attributes, failure, took);
+    let expires = expires.map(|at| Sample::new(&vcenter::CERTIFICATE_EXPIRY, attributes.clone(), at));
+    let more = expires.into_iter().collect();
+    conclude(readings, &VCENTER, &vcenter.id(), &attributes, failure, took, more);
 }
 
 fn conclude(
@@ -126,14 +145,14 @@ fn conclude(
     attributes: &Attributes,
     failure: Option<Failure>,
     took: Duration,
+    more: Vec<Sample>,
 ) {
     let reason = failure.as_ref().map(|failure| failure.reason.word());
     readings.conclude(id, failure, took, SystemTime::now());
     let sample = |def, value| Sample::new(def, attributes.clone(), value);
-    let mut samples = vec![
-        sample(defs.up, f64::from(u8::from(reason.is_none()))),
-        sample(defs.duration, took.as_secs_f64()),
-    ];
+    let mut samples = more;
+    samples.push(sample(defs.up, f64::from(u8::from(reason.is_none()))));
+    samples.push(sample(defs.duration, took.as_secs_f64()));
     if let Some(reason) = reason {
         samples.push(Sample::new(defs.failure, attributes.with("reason", reason), 1.0));
     }

@@ -1,20 +1,23 @@
 //! Polls wrapped: one task a vCenter, what becomes of the answers and of the outcome.
 
 use super::callers::Callers;
+use super::hints::{self, Wish, Wishes};
 use super::hosts::tell;
-use super::poll::VcenterPoller;
+use super::poll::{Polled, VcenterPoller};
+use super::schedule::{next_on_grid, phase};
 use super::{Concluded, count, series};
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::Failure;
 use crate::readings::Readings;
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
+use crate::vim::client::Live;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
@@ -25,7 +28,7 @@ pub type MakePoller = Box<dyn Fn(Arc<Vcenter>) -> VcenterPoller + Send + Sync>;
 pub struct VcenterPolls {
     make: MakePoller,
     interval: Duration,
-    /// The pollers with their sessions; each is polled by one task at a time.
+    /// The pollers of single rounds with their sessions; each is polled by one task at a time.
     pollers: Mutex<HashMap<TargetId, Arc<AsyncMutex<VcenterPoller>>>>,
     callers: Arc<Callers>,
     readings: Arc<Readings>,
@@ -60,6 +63,8 @@ impl VcenterPolls {
     ) {
         let mut tasks = JoinSet::new();
         let mut known: HashMap<TargetId, (Arc<Vcenter>, CancellationToken, Arc<Notify>)> = HashMap::new();
+        // A vCenter whose labels have changed is polled anew when its old session has ended, not before.
+        let mut turns: HashMap<TargetId, Arc<AsyncMutex<()>>> = HashMap::new();
         loop {
             let present = Arc::clone(&inventory.borrow_and_update());
             known.retain(|_, (vcenter, stop, _)| {
@@ -69,16 +74,22 @@ impl VcenterPolls {
                 }
                 stays
             });
+            turns.retain(|id, turn| known.contains_key(id) || Arc::strong_count(turn) > 1);
             for vcenter in &present.vcenters {
                 known.entry(vcenter.id()).or_insert_with(|| {
                     let (stop, poll_now) = (cancel.child_token(), Arc::new(Notify::new()));
+                    let turn = Arc::clone(turns.entry(vcenter.id()).or_default());
                     let rounds = Arc::clone(&self).rounds(
                         Arc::clone(vcenter),
                         inventory.clone(),
                         Arc::clone(&poll_now),
                         stop.clone(),
                     );
-                    tasks.spawn(rounds.with_current_subscriber());
+                    let in_turn = async move {
+                        let _turn = turn.lock().await;
+                        rounds.await;
+                    };
+                    tasks.spawn(in_turn.with_current_subscriber());
                     (Arc::clone(vcenter), stop, poll_now)
                 });
             }
@@ -95,13 +106,18 @@ impl VcenterPolls {
     /// Polls every vCenter once, all at the same time.
     pub(super) async fn round(&self, inventory: &Inventory, concluded: &(impl Fn(Concluded) + Sync)) {
         let polls = inventory.vcenters.iter().map(|vcenter| async move {
-            let failure = self.poll(vcenter, inventory).await;
+            let poller = Arc::clone(
+                self.lock()
+                    .entry(vcenter.id())
+                    .or_insert_with(|| Arc::new(AsyncMutex::new((self.make)(Arc::clone(vcenter))))),
+            );
+            let failure = self.poll(&mut *poller.lock().await, inventory).await;
             concluded(Concluded { target: vcenter.id(), failure });
         });
         futures::future::join_all(polls).await;
     }
 
-    /// Logs out of every vCenter. Bounded by the client.
+    /// Logs out of every vCenter that [`VcenterPolls::round`] polled. Bounded by the client.
     pub(super) async fn logout_all(&self) {
         let pollers = std::mem::take(&mut *self.lock());
         futures::future::join_all(
@@ -114,7 +130,8 @@ impl VcenterPolls {
         self.pollers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The life of one vCenter's task: polls, and logs out when it is stopped.
+    /// The life of one vCenter's task: polls, listens in the session meanwhile, and logs out when it is
+    /// stopped.
     async fn rounds(
         self: Arc<Self>,
         vcenter: Arc<Vcenter>,
@@ -122,46 +139,140 @@ impl VcenterPolls {
         now: Arc<Notify>,
         stop: CancellationToken,
     ) {
-        let mut ticks = tokio::time::interval_at(Instant::now(), self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !stop.is_cancelled() {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                _ = ticks.tick() => {}
-                () = now.notified() => {}
-            }
-            let inventory = Arc::clone(&inventory.borrow());
-            // A poll that is dropped half-way leaves a session that is still known, and logged out below.
-            tokio::select! {
-                () = stop.cancelled() => break,
-                _ = self.poll(&vcenter, &inventory) => {}
-            }
-        }
-        let poller = self.lock().remove(&vcenter.id());
-        if let Some(poller) = poller {
-            poller.lock().await.logout().await;
-        }
+        let mut poller = (self.make)(Arc::clone(&vcenter));
+        let (session, sessions) = watch::channel(None);
+        let wishes = Wishes::default();
+        let asking = async {
+            // Closed when the last poll is over: who listens takes down its tents then, before the logout.
+            let session = session;
+            let wishes = poller.hints().then_some(&wishes);
+            self.ask(&mut poller, &inventory, &now, &stop, &session, wishes).await;
+        };
+        let listening = async {
+            hints::listen(&vcenter, sessions, &wishes, &self.stats).await;
+        };
+        tokio::join!(asking, listening);
+        poller.logout().await;
         if !inventory.borrow().vcenters.iter().any(|other| other.id() == vcenter.id()) {
             self.readings.forget(&vcenter.id());
             self.callers.forget(&vcenter.id());
         }
     }
 
-    /// One poll, its samples and its outcome stored, its end counted and, if it is news, told.
-    async fn poll(&self, vcenter: &Arc<Vcenter>, inventory: &Inventory) -> Option<Failure> {
-        let poller = Arc::clone(
-            self.lock()
-                .entry(vcenter.id())
-                .or_insert_with(|| Arc::new(AsyncMutex::new((self.make)(Arc::clone(vcenter))))),
-        );
+    /// Polls whenever it is time, somebody asks for it, or the vCenter says that something has changed.
+    /// A poll that is dropped half-way leaves a session that is still known.
+    async fn ask(
+        &self,
+        poller: &mut VcenterPoller,
+        inventory: &watch::Receiver<Arc<Inventory>>,
+        now: &Notify,
+        stop: &CancellationToken,
+        session: &watch::Sender<Option<Live>>,
+        wishes: Option<&Wishes>,
+    ) {
         let started = Instant::now();
-        let polled = poller.lock().await.poll(inventory).await;
+        // Many vCenters are not asked all at the same moment, but for the first time.
+        let phase = phase(&poller.vcenter().address);
+        let mut due = started;
+        let mut may_hurry = started;
+        loop {
+            let hurried = async {
+                match wishes {
+                    Some(wishes) => wishes.some().await,
+                    None => std::future::pending().await,
+                }
+                sleep_until(may_hurry).await;
+            };
+            let is_hurried = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = sleep_until(due) => false,
+                () = now.notified() => false,
+                () = hurried => true,
+            };
+            let wish = wishes.map(Wishes::take).filter(|_| is_hurried);
+            let began = Instant::now();
+            let inventory = Arc::clone(&inventory.borrow());
+            let polling = async {
+                match wish {
+                    Some(wish) => self.hurry(poller, wish, &inventory).await,
+                    None => drop(self.poll(poller, &inventory).await),
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = polling => {}
+            }
+            if wishes.is_some() {
+                let live = poller.live();
+                let number = |live: &Option<Live>| live.as_ref().map(|live| live.number);
+                session.send_if_modified(|before| {
+                    let is_new = number(before) != number(&live);
+                    *before = live;
+                    is_new
+                });
+            }
+            let now = Instant::now();
+            if is_hurried {
+                may_hurry = now.max(began + hints::pause_after(now - began));
+            }
+            if now >= due {
+                let earliest = now.max(due + self.interval / 2);
+                due = next_on_grid(started, phase, self.interval, earliest);
+            }
+        }
+    }
+
+    /// One poll, its samples and its outcome stored, its end counted and, if it is news, told.
+    async fn poll(&self, poller: &mut VcenterPoller, inventory: &Inventory) -> Option<Failure> {
+        let started = Instant::now();
+        let polled = poller.poll(inventory).await;
         if started.elapsed() >= self.interval {
             let kind = crate::metric::Attributes::new([("kind", "vcenter")]);
             self.stats.add(&super::schedule::OVERRUNS, kind, 1.0);
         }
+        let failure = self.conclude(poller, polled);
+        if failure.is_none() {
+            self.details(poller, inventory).await;
+        }
+        failure
+    }
+
+    /// The news is out: now for what is large and slow to change, as far as it is due.
+    async fn details(&self, poller: &mut VcenterPoller, inventory: &Inventory) {
+        for report in poller.poll_details(inventory).await {
+            self.readings.record(report);
+        }
+    }
+
+    /// Reads what there was a hint about. Unless that turned out to be everything, it is no poll: what
+    /// fails is read by the next one, and told by that.
+    async fn hurry(&self, poller: &mut VcenterPoller, wish: Wish, inventory: &Inventory) {
+        let polled = match &wish {
+            Wish::Everything => poller.poll(inventory).await,
+            Wish::Hosts(hosts) => poller.poll_hosts(hosts, inventory).await,
+        };
+        hints::count(&self.stats, if polled.outcome.is_ok() { "read" } else { "read_failed" });
+        if polled.is_whole {
+            self.conclude(poller, polled);
+            return self.details(poller, inventory).await;
+        }
+        if let Err(failure) = &polled.outcome {
+            tracing::debug!("a hint could not be followed: {failure}");
+            return;
+        }
+        self.callers.look_at(&poller.vcenter().id(), &polled.reports, false);
+        for report in polled.reports {
+            self.readings.record(report);
+        }
+        // Why a host has just turned red is one of them.
+        self.details(poller, inventory).await;
+    }
+
+    fn conclude(&self, poller: &VcenterPoller, polled: Polled) -> Option<Failure> {
+        let vcenter = poller.vcenter();
         if polled.outcome.is_ok() {
-            self.callers.look_at(&vcenter.id(), &polled.reports);
+            self.callers.look_at(&vcenter.id(), &polled.reports, true);
         }
         for report in polled.reports {
             self.readings.record(report);
@@ -169,13 +280,8 @@ impl VcenterPolls {
         let failure = polled.outcome.err();
         tell(&self.readings, &vcenter.id(), failure.as_ref());
         count(&self.stats, TargetKind::Vcenter, failure.as_ref());
-        series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration);
-        if failure.is_none() {
-            // The news is out: now for what is large and slow to change.
-            for report in poller.lock().await.poll_details(inventory).await {
-                self.readings.record(report);
-            }
-        }
+        let expires = poller.certificate().and_then(|certificate| certificate.expires);
+        series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration, expires);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         failure
     }

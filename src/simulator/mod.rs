@@ -32,3 +32,4 @@ mod vcenter_server;
 mod vcenter_spec;
 mod vcenter_state;
 mod vcenter_tree;
+mod vcenter_updates;

@@ -2,22 +2,27 @@
 //!
 //! It sends about 100 objects a page whatever the client asks for, hands out tokens that can be spent once
 //! (the first one is `"0"`), quotes its session cookie, takes a login on a live session for an
-//! `InvalidLogin`, locks accounts, forgets everything at a restart, and packs its answers. It has no
-//! `WaitForUpdatesEx`: a change of status is told to those only who ask.
+//! `InvalidLogin`, locks accounts, forgets everything at a restart, and packs its answers. Its property
+//! collectors may keep a change of status to themselves, while an event tells of it.
 
 use super::vcenter_condition::Triggered;
 use super::vcenter_request::MoRef;
 use super::vcenter_server::{self, Shared};
-pub use super::vcenter_spec::{HostSpec, Status, VcenterFault, VcenterSpec};
+pub use super::vcenter_spec::{HostSpec, Pushes, Status, VcenterFault, VcenterSpec};
 use super::vcenter_state::State;
 use super::vcenter_tree::{Entity, Property};
+use crate::config::Thumbprint;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+static TLS12_ONLY: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 /// A certificate authority for simulated servers.
 #[derive(Clone)]
@@ -47,18 +52,42 @@ impl Authority {
         self.0.pem()
     }
 
-    /// Certificate chain and key for a server of `names`.
-    pub(super) fn issue(&self, names: Vec<String>) -> io::Result<rustls::ServerConfig> {
+    /// A certificate with its key for a server of `names`.
+    fn issue(&self, names: Vec<String>) -> io::Result<Identity> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let params = CertificateParams::new(names).map_err(io::Error::other)?;
         let certificate = params.signed_by(&key, &*self.0).map_err(io::Error::other)?;
-        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok(Identity { certificate: certificate.der().clone(), key })
+    }
+}
+
+/// A server's certificate and its key.
+struct Identity {
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Identity {
+    /// One that signed itself, as an authority of its own: what installers leave behind.
+    fn self_signed(names: Vec<String>) -> io::Result<Self> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).map_err(io::Error::other)?;
+        Ok(Self { certificate: certificate.der().clone(), key })
+    }
+
+    fn tls(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> io::Result<rustls::ServerConfig> {
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(self.key.serialize_der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .map_err(io::Error::other)?
             .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .with_single_cert(vec![self.certificate.clone()], key.into())
             .map_err(io::Error::other)
     }
 }
@@ -80,12 +109,19 @@ impl VcenterSim {
             None => Authority::new(&format!("{} authority", spec.name))?,
         };
         let names = vec![spec.name.clone(), "localhost".to_owned(), address.ip().to_string()];
-        let tls = authority.issue(names)?;
-        let shared =
-            Arc::new(Shared { state: Mutex::new(State::new(spec)), stopped: CancellationToken::new() });
+        let identity =
+            if spec.self_signed { Identity::self_signed(names)? } else { authority.issue(names)? };
+        let versions = if spec.tls12_only { TLS12_ONLY } else { rustls::DEFAULT_VERSIONS };
+        let tls = identity.tls(versions)?;
+        let thumbprint = Thumbprint::of(&identity.certificate);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(spec)),
+            changed: Notify::new(),
+            stopped: CancellationToken::new(),
+        });
         let tasks = TaskTracker::new();
         vcenter_server::spawn(&tasks, listener, tls, Arc::clone(&shared));
-        Ok(VcenterHandle { shared, address, authority, tasks })
+        Ok(VcenterHandle { shared, address, authority, thumbprint, tasks })
     }
 }
 
@@ -95,6 +131,7 @@ pub struct VcenterHandle {
     shared: Arc<Shared>,
     address: SocketAddr,
     authority: Authority,
+    thumbprint: Thumbprint,
     tasks: TaskTracker,
 }
 
@@ -115,9 +152,44 @@ impl VcenterHandle {
         self.authority.pem()
     }
 
-    /// Sets `overallStatus` of a host. Nobody is told.
+    /// SHA-256 of its certificate.
+    pub fn thumbprint(&self) -> Thumbprint {
+        self.thumbprint
+    }
+
+    /// Sets `overallStatus` of a host. Who is told of it depends on what the vCenter pushes and fires.
     pub fn set_status(&self, host: &str, status: &Status) {
         self.set(host, "overallStatus", Property::Text("ManagedEntityStatus", status.word().to_owned()));
+        let mut state = self.state();
+        if let Some(host) = state.host(host) {
+            state.fire_alarm(&host, status.word());
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// An alarm of a virtual machine has changed its status: an event that is about no host.
+    pub fn fire_alarm_of_a_machine(&self) {
+        self.state().fire_alarm(&MoRef { kind: "VirtualMachine".into(), id: "vm-1".into() }, "red");
+        self.shared.changed.notify_waiters();
+    }
+
+    /// From now on no version of what is watched is valid that a client holds.
+    pub fn forget_versions(&self) {
+        self.state().watchers.forget_versions();
+        self.shared.changed.notify_waiters();
+    }
+
+    /// How many collectors of properties and of events there are in all sessions.
+    pub fn collectors(&self) -> usize {
+        let mut state = self.state();
+        state.end_what_sessions_had();
+        state.watchers.count()
+    }
+
+    /// Most sessions that were open at a time.
+    pub fn most_sessions(&self) -> usize {
+        self.state().watchers.most_sessions
     }
 
     /// Sets `runtime.connectionState` of a host: `connected`, `disconnected`, `notResponding`.
@@ -242,7 +314,7 @@ impl VcenterHandle {
 
     /// Renames a host; it stays the same object.
     pub fn rename(&self, host: &str, name: &str) {
-        self.with_host(host, |entity| entity.set("name", Property::Text("string", name.to_owned())));
+        self.set(host, "name", Property::Text("string", name.to_owned()));
         let mut state = self.state();
         if let Some(id) = state.hosts.remove(host) {
             state.hosts.insert(name.to_owned(), id);
@@ -251,12 +323,25 @@ impl VcenterHandle {
 
     /// Adds a host.
     pub fn add_host(&self, host: &HostSpec) {
-        self.state().add_host(host);
+        let mut state = self.state();
+        state.add_host(host);
+        if let Some(host) = state.host(&host.name) {
+            state.came_or_went("enter", &host);
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// Removes a host.
     pub fn remove_host(&self, host: &str) {
-        self.state().remove_host(host);
+        let mut state = self.state();
+        let reference = state.host(host);
+        state.remove_host(host);
+        if let Some(host) = reference {
+            state.came_or_went("leave", &host);
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// The names of its hosts, sorted.
@@ -274,6 +359,7 @@ impl VcenterHandle {
     /// Ends every session, as the idle limit does.
     pub fn expire_sessions(&self) {
         self.state().end_sessions();
+        self.shared.changed.notify_waiters();
     }
 
     /// Restarts the server: sessions are gone, and a client that still holds one is told
@@ -283,6 +369,8 @@ impl VcenterHandle {
         let lost: Vec<String> = state.sessions.keys().cloned().collect();
         state.end_sessions();
         state.before_restart.extend(lost);
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// Lets the next call fail.
@@ -367,12 +455,17 @@ impl VcenterHandle {
 
     fn set(&self, host: &str, path: &'static str, value: Property) {
         self.with_host(host, |entity| entity.set(path, value));
+        let mut state = self.state();
+        if let Some(host) = state.host(host) {
+            state.changed(&host, path);
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     fn with_host<T>(&self, host: &str, change: impl FnOnce(&mut Entity) -> T) {
         let mut state = self.state();
-        let reference = state.hosts.get(host).map(|id| MoRef { kind: "HostSystem".into(), id: id.clone() });
-        if let Some(entity) = reference.and_then(|reference| state.tree.get(&reference)) {
+        if let Some(entity) = state.host(host).and_then(|reference| state.tree.get(&reference)) {
             change(entity);
         }
     }

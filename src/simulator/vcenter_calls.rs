@@ -3,6 +3,7 @@
 use super::vcenter_request::{Call, MoRef, PropertySet};
 use super::vcenter_state::{ROOT, State};
 use super::vcenter_tree::Refused;
+use super::vcenter_updates::WATCHING;
 use std::collections::VecDeque;
 use std::fmt::Write;
 
@@ -29,6 +30,7 @@ impl State {
     pub fn answer(&mut self, call: &Call, session: Option<&str>) -> Reply {
         let expired = self.spec.session_idle;
         self.sessions.retain(|_, used| used.elapsed() <= expired);
+        self.end_what_sessions_had();
         let live = session.filter(|session| self.sessions.contains_key(*session));
         if let Some(used) = live.and_then(|live| self.sessions.get_mut(live)) {
             *used = tokio::time::Instant::now();
@@ -36,11 +38,11 @@ impl State {
         match call.method.as_str() {
             "RetrieveServiceContent" => self.service_content(),
             "Login" => self.login(call, live.is_some()),
-            "Logout"
-            | "RetrievePropertiesEx"
-            | "RetrieveProperties"
-            | "ContinueRetrievePropertiesEx"
-            | "CurrentTime" => {
+            watching if WATCHING.contains(&watching) => {
+                let Some(live) = live else { return self.no_session(call, session) };
+                self.watching(call, live)
+            }
+            "Logout" | "RetrievePropertiesEx" | "RetrieveProperties" | "ContinueRetrievePropertiesEx" => {
                 let Some(live) = live else { return self.no_session(call, session) };
                 match call.method.as_str() {
                     "Logout" => {
@@ -48,7 +50,6 @@ impl State {
                         self.tokens.retain(|_, rest| rest.session != live);
                         self.ok("Logout", None)
                     }
-                    "CurrentTime" => self.ok("CurrentTime", Some("2026-03-01T04:05:06.789Z")),
                     "RetrievePropertiesEx" | "RetrieveProperties" => self.retrieve(call, live),
                     _ => self.next_page(call, live),
                 }
@@ -66,7 +67,7 @@ impl State {
         Reply { ok: false, body: self.dialect.fault(kind, message, inner), cookie: None }
     }
 
-    fn ok(&self, method: &str, returnval: Option<&str>) -> Reply {
+    pub fn ok(&self, method: &str, returnval: Option<&str>) -> Reply {
         Reply { ok: true, body: self.dialect.response(method, returnval), cookie: None }
     }
 
@@ -85,7 +86,7 @@ impl State {
         self.fault("NotAuthenticated", "The session is not authenticated.", &inner)
     }
 
-    fn not_found(&self, object: &MoRef) -> Reply {
+    pub fn not_found(&self, object: &MoRef) -> Reply {
         let inner = self.dialect.reference("obj", object);
         self.fault(
             "ManagedObjectNotFound",
@@ -101,6 +102,8 @@ impl State {
             ("rootFolder", "Folder", ROOT),
             ("propertyCollector", "PropertyCollector", "propertyCollector"),
             ("viewManager", "ViewManager", "ViewManager"),
+            ("eventManager", "EventManager", "EventManager"),
+            ("authorizationManager", "AuthorizationManager", "AuthorizationManager"),
         ] {
             inner.push_str(&dialect.reference(name, &MoRef { kind: kind.to_owned(), id: id.to_owned() }));
         }
@@ -136,6 +139,7 @@ impl State {
         self.rejected_in_a_row = 0;
         let key = format!("{:032x}", rand::random::<u128>());
         self.sessions.insert(key.clone(), tokio::time::Instant::now());
+        self.watchers.session_began(&key, self.sessions.len());
         let inner = self.dialect.element("key", &key) + &self.dialect.element("userName", &self.spec.user);
         Reply { cookie: Some(key), ..self.ok("Login", Some(&inner)) }
     }

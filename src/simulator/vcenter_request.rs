@@ -26,7 +26,7 @@ pub(super) struct Node {
     children: Vec<Node>,
 }
 
-/// What `RetrievePropertiesEx` asks for (one PropertyFilterSpec).
+/// What `RetrievePropertiesEx` and `CreateFilter` ask for (one PropertyFilterSpec).
 #[derive(Debug)]
 pub(super) struct Retrieve {
     pub property_sets: Vec<PropertySet>,
@@ -88,7 +88,7 @@ impl Node {
         };
         // The few elements that hold others are known; all the rest is text.
         let holds_others = node.name.ends_with("Set")
-            || ["options", "specSet"].contains(&node.name.as_str())
+            || ["options", "specSet", "spec", "filter", "time"].contains(&node.name.as_str())
             || node.name.chars().next().is_some_and(char::is_uppercase);
         if holds_others && node.name != "pathSet" {
             while let Some(child) = cursor.child()? {
@@ -104,6 +104,11 @@ impl Node {
         self.children.iter().find(|child| child.name == name)
     }
 
+    /// The texts of the children of a name.
+    pub fn texts<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.children(name).map(|child| child.text.as_str())
+    }
+
     fn children<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Node> {
         self.children.iter().filter(move |child| child.name == name)
     }
@@ -113,7 +118,7 @@ impl Node {
         self.child(name).map(|child| child.text.as_str()).unwrap_or_default()
     }
 
-    fn reference(&self) -> MoRef {
+    pub fn reference(&self) -> MoRef {
         MoRef { kind: self.kind.clone(), id: self.text.clone() }
     }
 
@@ -122,7 +127,7 @@ impl Node {
     }
 
     pub fn retrieve(&self) -> Option<Retrieve> {
-        let spec = self.child("specSet")?;
+        let spec = self.child("specSet").or_else(|| self.child("spec"))?;
         let property_sets = spec.children("propSet").map(|set| PropertySet {
             kind: set.text("type").to_owned(),
             paths: set.children("pathSet").map(|path| path.text.clone()).collect(),

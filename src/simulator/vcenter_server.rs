@@ -1,9 +1,9 @@
 //! HTTPS for the simulated vCenter: connections, cookies, packing, and what goes wrong on the way.
 
 use super::vcenter_calls::Reply;
-use super::vcenter_request::Call;
+use super::vcenter_request::{Call, MoRef};
 use super::vcenter_spec::VcenterFault;
-use super::vcenter_state::State;
+use super::vcenter_state::{ROOT, State};
 use axum::body::Body;
 use bytes::Bytes;
 use flate2::Compression;
@@ -19,6 +19,8 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +39,8 @@ const OVERSIZE: usize = 100_000_000;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub state: Mutex<State>,
+    /// Something has changed that somebody may wait for.
+    pub changed: Notify,
     pub stopped: CancellationToken,
 }
 
@@ -90,7 +94,7 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
         return text(StatusCode::NOT_FOUND, "text/plain", "Not found");
     }
     let packs = header(ACCEPT_ENCODING).contains("gzip");
-    let session = session_of(&header(COOKIE));
+    let session = session_of(&header(COOKIE), shared.lock().spec.cookie_quotes);
     let body = axum::body::to_bytes(Body::new(body), MAX_REQUEST).await.map_err(io::Error::other)?;
     let call = Call::read(&body);
     let method = call.as_ref().map(|call| call.method.clone()).unwrap_or_default();
@@ -137,6 +141,9 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
         Some(VcenterFault::Hang) => std::future::pending::<()>().await,
         _ => {}
     }
+    if let Ok(call) = &call {
+        wait_for_news(call, session.as_deref(), shared).await;
+    }
     let reply = {
         let mut state = shared.lock();
         if fault == Some(VcenterFault::ExpireSessions) {
@@ -149,30 +156,49 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
             (Err(problem), _) => state.fault("InvalidRequest", &problem.to_string(), ""),
             (Ok(call), Some(VcenterFault::NotAuthenticated)) => state.not_authenticated(&call.this),
             (Ok(_), Some(VcenterFault::NoPermission | VcenterFault::FaultWith200)) => {
-                let inner = state.dialect.element("privilegeId", "System.View");
+                let root = MoRef { kind: "Folder".to_owned(), id: ROOT.to_owned() };
+                let inner = state.dialect.reference("object", &root)
+                    + &state.dialect.element("privilegeId", "System.View");
                 state.fault("NoPermission", "Permission to perform this operation was denied.", &inner)
             }
             (Ok(call), _) => state.answer(call, session.as_deref()),
         }
     };
-    respond(reply, gzip, fault)
+    let quote = if shared.lock().spec.cookie_quotes { "\"" } else { "" };
+    respond(reply, gzip, fault, quote)
 }
 
-/// The session of a request. The quotes are part of the cookie's value: a client that drops them has none.
-fn session_of(cookies: &str) -> Option<String> {
+/// Holds back the answer to a wait until there is something to say, or the client wants it all the same.
+async fn wait_for_news(call: &Call, session: Option<&str>, shared: &Shared) {
+    let began = Instant::now();
+    loop {
+        let mut changed = std::pin::pin!(shared.changed.notified());
+        changed.as_mut().enable();
+        let Some(limit) = shared.lock().nothing_new(call, session) else { return };
+        let limit = limit.min(Duration::from_secs(3600));
+        if tokio::time::timeout_at(began + limit, changed).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The session of a request. Where there are quotes they are part of the cookie's value: a client that drops
+/// them has none.
+fn session_of(cookies: &str, quotes: bool) -> Option<String> {
     let ours = cookies
         .split(';')
         .map(str::trim)
         .find_map(|cookie| cookie.strip_prefix(COOKIE_NAME)?.strip_prefix('='))?;
-    Some(ours.strip_prefix('"')?.strip_suffix('"')?.to_owned())
+    let ours = if quotes { ours.strip_prefix('"')?.strip_suffix('"')? } else { ours };
+    Some(ours.to_owned())
 }
 
-fn respond(reply: Reply, gzip: bool, fault: Option<VcenterFault>) -> io::Result<Response<Body>> {
+fn respond(reply: Reply, gzip: bool, fault: Option<VcenterFault>, quote: &str) -> io::Result<Response<Body>> {
     let is_ok = reply.ok || fault == Some(VcenterFault::FaultWith200);
     let status = if is_ok { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     let mut response = Response::builder().status(status).header(CONTENT_TYPE, "text/xml; charset=utf-8");
     if let Some(cookie) = &reply.cookie {
-        let cookie = format!("{COOKIE_NAME}=\"{cookie}\"; Path=/; HttpOnly; Secure");
+        let cookie = format!("{COOKIE_NAME}={quote}{cookie}{quote}; Path=/; HttpOnly; Secure");
         response = response.header(SET_COOKIE, cookie);
     }
     let half = reply.body.len() / 2;

@@ -1,6 +1,7 @@
 //! What a fake vCenter is like, and what can go wrong with it.
 
 use super::vcenter::Authority;
+use jiff::SignedDuration;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -35,6 +36,37 @@ pub struct VcenterSpec {
     pub api_version: String,
     /// Properties of HostSystem that this version does not know.
     pub unknown_properties: Vec<String>,
+    /// Its certificate is no authority's, but has signed itself, as one that may sign others.
+    pub self_signed: bool,
+    /// Speaks TLS 1.2 and nothing newer.
+    pub tls12_only: bool,
+    /// Quotes around the session's cookie, as real ones have them; a client that drops them has no session.
+    pub cookie_quotes: bool,
+    /// Age at which a session is gone, however busy it is.
+    pub session_life: Duration,
+    /// Which changes `WaitForUpdatesEx` tells of.
+    pub pushes: Pushes,
+    /// Fires an `AlarmStatusChangedEvent` when the status of a host changes.
+    pub fires_events: bool,
+    /// Most objects of one answer of `WaitForUpdatesEx`.
+    pub updates_at_a_time: usize,
+    /// Answers a wait at once, news or not.
+    pub impatient: bool,
+    /// What the account may do, on every object.
+    pub privileges: Vec<String>,
+    /// How far its clock is ahead; negative: behind.
+    pub clock_ahead: SignedDuration,
+}
+
+/// Of which changes a property collector is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushes {
+    /// Of all, as simulators elsewhere do.
+    Everything,
+    /// Of all but `overallStatus`: what the documentation allows a server to leave out since API 5.0.
+    AllButStatus,
+    /// Of none.
+    Nothing,
 }
 
 /// A host and its place in the tree.
@@ -66,6 +98,16 @@ impl VcenterSpec {
             lockout_after: 5,
             api_version: "8.0.3.0".to_owned(),
             unknown_properties: Vec::new(),
+            self_signed: false,
+            tls12_only: false,
+            cookie_quotes: true,
+            session_life: Duration::from_secs(86_400),
+            pushes: Pushes::AllButStatus,
+            fires_events: true,
+            updates_at_a_time: 100,
+            impatient: false,
+            privileges: ["System.Anonymous", "System.View", "System.Read"].map(str::to_owned).to_vec(),
+            clock_ahead: SignedDuration::ZERO,
         }
     }
 

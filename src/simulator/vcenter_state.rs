@@ -4,6 +4,7 @@ use super::vcenter_calls::Rest;
 use super::vcenter_request::MoRef;
 use super::vcenter_spec::{HostSpec, VcenterFault, VcenterSpec};
 use super::vcenter_tree::{Dialect, Entity, Property, Tree};
+use super::vcenter_updates::Watchers;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// All that changes.
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub requests: u64,
     pub calls: HashMap<String, u64>,
     pub user_agent: String,
+    /// Who watches what, in which session.
+    pub watchers: Watchers,
 }
 
 pub(super) const ROOT: &str = "group-d1";
@@ -65,6 +68,7 @@ impl State {
             requests: 0,
             calls: HashMap::new(),
             user_agent: String::new(),
+            watchers: Watchers::default(),
         };
         for host in &hosts {
             state.add_host(host);
@@ -74,6 +78,11 @@ impl State {
 
     pub fn is_locked(&self) -> bool {
         self.rejected_in_a_row >= self.spec.lockout_after
+    }
+
+    /// The host of a name.
+    pub fn host(&self, name: &str) -> Option<MoRef> {
+        self.hosts.get(name).map(|id| MoRef { kind: "HostSystem".into(), id: id.clone() })
     }
 
     pub fn end_sessions(&mut self) {

@@ -289,6 +289,12 @@ impl Dialect {
         format!("<{vim}{name}>{inner}</{vim}{name}>")
     }
 
+    /// An element of a type of the vSphere API around others.
+    pub fn array(&self, name: &str, kind: &str, inner: &str) -> String {
+        let Self { xsi, vim, .. } = self;
+        format!("<{vim}{name} {xsi}:type=\"{vim}{kind}\">{inner}</{vim}{name}>")
+    }
+
     fn object(&self, entity: &Entity, sets: &[PropertySet]) -> String {
         let Self { xsi, xsd, vim, .. } = self;
         let mut out = self.reference("obj", &entity.reference);

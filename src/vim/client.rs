@@ -5,10 +5,13 @@
 //! when the caller gives up is carried on by a task of its own, so that [`VimClient::logout`] can end the
 //! session that comes of it.
 
+pub use super::call::VimError;
+use super::call::{conclude, explain, faulted};
 use super::model::{Interner, ManagedObject, Reference};
 use super::property::{self, Paging, Query};
-use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
-use super::transport::{Answer, LOGOUT_TIMEOUT, Stage, Transport};
+use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent, UserSession};
+use super::tls::{Certificate, Trust};
+use super::transport::{LOGOUT_TIMEOUT, Stage, Transport};
 use crate::accounts::guard::Guard;
 use crate::accounts::{Accounts, Login, LoginSecret};
 use crate::config::VcenterConfig;
@@ -16,6 +19,7 @@ use crate::inventory::{Allow, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;
 use crate::steps::Steps;
+use reqwest::header::HeaderValue;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -39,42 +43,6 @@ pub struct Access {
     pub allow: Arc<Allow>,
 }
 
-/// Why something could not be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{failure}")]
-pub struct VimError {
-    /// For metric, span and log.
-    pub failure: Failure,
-    /// The fault that the server answered with, if it did.
-    pub fault: Option<Fault>,
-}
-
-impl VimError {
-    /// Whether the session is gone. After a restart of the server its objects are, which is told first.
-    fn session_is_gone(&self) -> bool {
-        let kind = self.fault.as_ref().map(|fault| &fault.kind);
-        matches!(kind, Some(FaultKind::NotAuthenticated | FaultKind::ManagedObjectNotFound))
-    }
-
-    /// Whether an object that `query` names does not exist (any more).
-    pub fn is_about_an_object_of(&self, query: &Query<'_>) -> bool {
-        let fault = self.fault.as_ref().filter(|fault| fault.kind == FaultKind::ManagedObjectNotFound);
-        fault.and_then(|fault| fault.subject.as_deref()).is_some_and(|subject| query.names(subject))
-    }
-}
-
-impl From<VimError> for Failure {
-    fn from(error: VimError) -> Self {
-        error.failure
-    }
-}
-
-impl From<Failure> for VimError {
-    fn from(failure: Failure) -> Self {
-        Self { failure, fault: None }
-    }
-}
-
 /// A client of one vCenter, which keeps its session between calls. Whoever owns it calls
 /// [`VimClient::logout`] in the end.
 pub struct VimClient {
@@ -84,6 +52,8 @@ pub struct VimClient {
     paging: Paging,
     service: Option<ServiceContent>,
     session: Session,
+    /// How many sessions there were.
+    sessions: u64,
     /// When the read that is under way has to have ended.
     deadline: Option<Instant>,
     steps: Steps,
@@ -94,9 +64,19 @@ enum Session {
     /// None that we know of.
     None,
     /// A login is under way; it goes on if its caller does not.
-    Starting(JoinHandle<Result<(), Failure>>),
-    /// There is one.
-    Open,
+    Starting(JoinHandle<Result<UserSession, Failure>>),
+    /// There is one; what the server said of it, where its answer arrived.
+    Open(Option<UserSession>),
+}
+
+/// A session that is open, for whoever asks something in it beside its owner.
+#[derive(Debug, Clone)]
+pub struct Live {
+    pub(super) transport: Transport,
+    pub(super) service: ServiceContent,
+    pub(super) cookies: Option<HeaderValue>,
+    /// Which one it is of all the sessions that this client had.
+    pub number: u64,
 }
 
 impl VimClient {
@@ -119,6 +99,7 @@ impl VimClient {
             paging,
             service: None,
             session: Session::None,
+            sessions: 0,
             deadline: None,
             steps: Steps::default(),
         })
@@ -137,6 +118,35 @@ impl VimClient {
     pub fn with_max_body(mut self, max_body: usize) -> Self {
         self.transport.set_max_body(max_body);
         self
+    }
+
+    /// The session, if there is one as far as we know.
+    pub fn live(&self) -> Option<Live> {
+        let (Session::Open(_), Some(service)) = (&self.session, &self.service) else { return None };
+        Some(Live {
+            transport: self.transport.clone(),
+            service: service.clone(),
+            cookies: self.transport.session_cookies(),
+            number: self.sessions,
+        })
+    }
+
+    /// What the server said of the session, if there is one.
+    pub fn session(&self) -> Option<&UserSession> {
+        match &self.session {
+            Session::Open(session) => session.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The certificate that the server presented last, whether it was believed or not.
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.transport.certificate()
+    }
+
+    /// By which rule certificates are believed.
+    pub fn trust(&self) -> Trust {
+        self.transport.trust()
     }
 
     /// What the server said about itself when the session began.
@@ -175,6 +185,28 @@ impl VimClient {
         }
     }
 
+    /// The server's time, seconds of unix time. Needs a session.
+    ///
+    /// # Errors
+    /// When the server does not say.
+    pub async fn server_time(&self) -> Result<f64, VimError> {
+        let (_, time) =
+            self.ask(Method::CurrentTime, soap::current_time(), None, soap::read_current_time).await?;
+        Ok(time)
+    }
+
+    /// Which of these privileges the account has on the root folder. `None`: the server can't tell, or
+    /// there is no session.
+    ///
+    /// # Errors
+    /// When the server does not answer that.
+    pub async fn privileges(&self, wanted: &[&str]) -> Result<Option<Vec<(String, bool)>>, VimError> {
+        let (Some(service), Some(session)) = (&self.service, self.session()) else { return Ok(None) };
+        let Some(manager) = &service.authorization_manager else { return Ok(None) };
+        let request = soap::has_privileges(manager, &service.root_folder, session, wanted);
+        self.ask(Method::HasPrivilegeOnEntities, request, None, soap::read_privileges).await.map(Some)
+    }
+
     /// Ends the session, if there is one, within a few seconds. Also of a login that is still under way.
     pub async fn logout(&mut self) {
         if let Session::Starting(login) = &mut self.session {
@@ -182,9 +214,9 @@ impl VimClient {
             if tokio::time::timeout(LOGOUT_TIMEOUT, &mut *login).await.is_err() {
                 login.abort();
             }
-            self.session = Session::Open;
+            self.session = Session::Open(None);
         }
-        if let (Session::Open, Some(service)) = (&self.session, &self.service) {
+        if let (Session::Open(_), Some(service)) = (&self.session, &self.service) {
             let request = soap::logout(&service.session_manager);
             // That it is over already is as good, and after any other failure the server's own idle limit
             // has to do.
@@ -203,7 +235,7 @@ impl VimClient {
     /// Makes sure that there is a session, as far as we know.
     async fn open(&mut self) -> Result<(), VimError> {
         match self.session {
-            Session::Open => return Ok(()),
+            Session::Open(_) => return Ok(()),
             // A caller gave up in the middle of a login: end what came of it before anything else, since a
             // login on a live session is an InvalidLogin, which counts against the account.
             Session::Starting(_) => self.logout().await,
@@ -235,8 +267,13 @@ impl VimClient {
             })
         };
         let result = self.steps.timed("login", attempt).await;
-        self.session = if result.is_ok() { Session::Open } else { Session::None };
-        result.map_err(VimError::from)
+        self.sessions += 1;
+        let (session, result) = match result {
+            Ok(session) => (Session::Open(Some(session)), Ok(())),
+            Err(failure) => (Session::None, Err(failure.into())),
+        };
+        self.session = session;
+        result
     }
 
     async fn read_pages(&mut self, query: &Query<'_>) -> Result<Vec<ManagedObject>, VimError> {
@@ -256,9 +293,9 @@ impl VimClient {
             };
             if page.objects.iter().any(unauthenticated) {
                 return Err(faulted(
-                    &self.vcenter,
+                    &self.transport,
                     method,
-                    Fault { kind: FaultKind::NotAuthenticated, subject: None },
+                    Fault { kind: FaultKind::NotAuthenticated, subject: None, object: None },
                 ));
             }
             if number == 1 {
@@ -278,8 +315,7 @@ impl VimClient {
         Err(Failure::new(FailureReason::AnswerTooLarge, line).into())
     }
 
-    /// Asks, and reads the answer. What does no harm is asked once more when a kept connection turns out to
-    /// be closed.
+    /// Asks, and reads the answer.
     async fn ask<T>(
         &self,
         method: Method,
@@ -289,19 +325,7 @@ impl VimClient {
     ) -> Result<T, VimError> {
         // A session is ended even if there is no time left.
         let deadline = self.deadline.filter(|_| method != Method::Logout);
-        let again = method.is_repeatable().then(|| request.clone());
-        let answer = match (self.transport.call(method, request, page, deadline).await, again) {
-            (Err(error), Some(request))
-                if error.stage == Stage::Asking && error.failure.reason == FailureReason::ConnectionLost =>
-            {
-                self.transport.call(method, request, page, deadline).await
-            }
-            (result, _) => result,
-        };
-        let answer = answer.map_err(|error| VimError::from(error.failure))?;
-        let result = read(&answer.body).map_err(|problem| explain(&self.vcenter, method, problem));
-        conclude(&self.transport, method, answer, result.as_ref().err());
-        result
+        self.transport.ask(method, request, page, deadline, read).await
     }
 }
 
@@ -326,7 +350,7 @@ struct LoginAttempt {
 }
 
 impl LoginAttempt {
-    async fn run(self) -> Result<(), Failure> {
+    async fn run(self) -> Result<UserSession, Failure> {
         let Self { transport, vcenter, guard, session_manager, login } = self;
         let id = vcenter.id();
         let LoginSecret::Password(password) = &login.secret else {
@@ -345,9 +369,9 @@ impl LoginAttempt {
                 return Err(error.failure);
             }
         };
-        let result = soap::read_success(Method::Login, &answer.body);
+        let result = soap::read_login(&answer.body);
         match &result {
-            Ok(()) => permit.accepted(),
+            Ok(_) => permit.accepted(),
             Err(NoResult::Fault(fault)) => match fault.kind {
                 FaultKind::InvalidLogin => permit.rejected(),
                 // Login's documentation: user and password are right, but nothing is granted to the user.
@@ -356,43 +380,8 @@ impl LoginAttempt {
             },
             Err(NoResult::Unreadable(_)) => permit.lost_after_secret(),
         }
-        let result = result.map_err(|problem| explain(&vcenter, Method::Login, problem));
+        let result = result.map_err(|problem| explain(&transport, Method::Login, problem));
         conclude(&transport, Method::Login, answer, result.as_ref().err());
         result.map_err(|error| error.failure)
     }
-}
-
-/// Why a call came to nothing, although it was answered.
-fn explain(vcenter: &Vcenter, method: Method, problem: NoResult) -> VimError {
-    match problem {
-        NoResult::Fault(fault) => faulted(vcenter, method, fault),
-        NoResult::Unreadable(unreadable) => {
-            let line = format!("{} of {}: {unreadable}", method.name(), vcenter.id());
-            Failure::new(FailureReason::AnswerUnreadable, line).into()
-        }
-    }
-}
-
-fn faulted(vcenter: &Vcenter, method: Method, fault: Fault) -> VimError {
-    let (reason, hint) = match fault.kind {
-        FaultKind::InvalidLogin => (FailureReason::AuthFailed, ": wrong user or password, or account locked"),
-        FaultKind::NoPermission => (FailureReason::PermissionDenied, ": the account lacks a privilege"),
-        _ => (FailureReason::CommandFailed, ""),
-    };
-    let line = format!("{} of vCenter {}: {fault}{hint}", method.name(), vcenter.address);
-    VimError { failure: Failure::new(reason, line), fault: Some(fault) }
-}
-
-fn conclude(transport: &Transport, method: Method, answer: Answer, error: Option<&VimError>) {
-    let problem = error.map(|error| {
-        let outcome = match &error.fault {
-            Some(fault) => {
-                answer.span.record("vim.fault", fault.kind.name());
-                "fault"
-            }
-            None => error.failure.reason.word(),
-        };
-        (outcome, &error.failure)
-    });
-    transport.conclude(method, answer, problem);
 }

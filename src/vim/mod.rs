@@ -1,15 +1,20 @@
 //! SOAP to vCenters (vim25).
 //!
-//! [`xml`] reads, [`soap`] and [`property`] know the messages, none of them does I/O; [`transport`] is one
-//! HTTP exchange with its limits; [`client`] is the session.
+//! [`xml`] reads, [`soap`] and [`property`] know the messages, none of them does I/O; [`tls`] says which
+//! certificates are believed; [`transport`] is one HTTP exchange with its limits; [`client`] is the session, [`listener`] waits in
+//! it for what the vCenter tells of its own accord ([`updates`]).
 
+mod call;
 pub mod client;
+pub mod listener;
 pub mod management;
 pub mod model;
 pub mod property;
 mod resolver;
 pub mod soap;
+pub mod tls;
 pub mod transport;
+pub mod updates;
 pub mod xml;
 
 pub use client::VimClient;

@@ -99,6 +99,11 @@ fn tree(spec: &mut String, service: &ServiceContent, host_properties: &[&str]) {
         property_set(spec, kind, &["name", "parent"]);
     }
     property_set(spec, "HostSystem", host_properties);
+    host_traversal(spec, service);
+}
+
+/// From the root folder to every host.
+pub(super) fn host_traversal(spec: &mut String, service: &ServiceContent) {
     spec.push_str("<objectSet>");
     reference(spec, &service.root_folder.kind, &service.root_folder.id);
     spec.push_str("<skip>false</skip>");

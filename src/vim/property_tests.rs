@@ -218,6 +218,8 @@ fn the_question_is_one_recursive_traversal_from_the_root() {
         root_folder: Reference::new("Folder", "group-d1"),
         property_collector: Reference::new("PropertyCollector", "propertyCollector"),
         session_manager: Reference::new("SessionManager", "SessionManager"),
+        event_manager: None,
+        authorization_manager: None,
         api_version: String::new(),
         api_type: String::new(),
     };
@@ -247,6 +249,8 @@ fn some_objects_are_asked_for_by_name_without_a_walk() {
         root_folder: Reference::new("Folder", "group-d1"),
         property_collector: Reference::new("PropertyCollector", "propertyCollector"),
         session_manager: Reference::new("SessionManager", "SessionManager"),
+        event_manager: None,
+        authorization_manager: None,
         api_version: String::new(),
         api_type: String::new(),
     };

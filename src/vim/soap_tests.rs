@@ -80,7 +80,11 @@ fn a_fault_is_read_whatever_its_prefixes_and_with_status_200_too() {
            </S:Fault></S:Body></S:Envelope>"#
     );
     let fault = read_success(Method::RetrievePropertiesEx, text.as_bytes()).unwrap_err();
-    let wanted = Fault { kind: FaultKind::InvalidProperty, subject: Some("runtime.inQuarantineMode".into()) };
+    let wanted = Fault {
+        kind: FaultKind::InvalidProperty,
+        subject: Some("runtime.inQuarantineMode".into()),
+        object: None,
+    };
     assert_eq!(fault, NoResult::Fault(wanted));
 }
 

@@ -3,6 +3,7 @@
 
 use super::resolver::{AllowedOnly, NotAllowed};
 use super::soap::{Method, SOAP_ACTION};
+use super::tls::{Certificate, Tls, Trust, refusal};
 use crate::config::VcenterConfig;
 use crate::inventory::{Allow, Endpoint, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
@@ -14,10 +15,8 @@ use reqwest::StatusCode;
 use reqwest::cookie::{CookieStore, Jar};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::tls::{TlsInfo, Version};
-use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
@@ -28,6 +27,14 @@ pub const MAX_BODY: usize = 64 * 1024 * 1024;
 
 /// Limit of the call that ends a session: it must not hold up a shutdown.
 pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Limit of the calls that take apart what a session has at the server, just before its end.
+const DESTROY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long a server may keep an answer to `WaitForUpdatesEx` back until there is news.
+pub const WAIT: Duration = Duration::from_secs(60);
+/// How much later than that the answer may come.
+const WAIT_MARGIN: Duration = Duration::from_secs(30);
 
 /// Calls by method and outcome.
 pub static REQUESTS: MetricDef = MetricDef {
@@ -51,15 +58,6 @@ pub static BYTES: MetricDef = MetricDef {
 
 /// What is counted here.
 pub static METRICS: &[&MetricDef] = &[&REQUESTS, &BYTES];
-
-/// Picks the one TLS implementation of this process; later calls do nothing.
-pub fn install_crypto() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // An error says that somebody else has installed one already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-}
 
 /// What came of a call: the body of an answer, or why there is none.
 #[derive(Debug)]
@@ -96,11 +94,49 @@ pub struct Transport {
     http: reqwest::Client,
     url: url::Url,
     cookies: Arc<Cookies>,
-    vcenter: Arc<str>,
+    line: Arc<Line>,
     call_timeout: Duration,
     max_body: usize,
     stats: Arc<Stats>,
     steps: Steps,
+}
+
+/// What a connection is made of.
+#[derive(Debug)]
+struct Line {
+    vcenter: Arc<str>,
+    tls: Tls,
+    /// Where names lead to; `None`: wherever the system says.
+    resolver: Option<Arc<AllowedOnly>>,
+    connect_timeout: Duration,
+}
+
+impl Line {
+    fn client(&self, cookies: Arc<Cookies>) -> Result<reqwest::Client, Failure> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("esxi-otel-agent/", env!("CARGO_PKG_VERSION")))
+            .cookie_provider(cookies)
+            .http1_only()
+            .gzip(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .https_only(true)
+            .connect_timeout(self.connect_timeout)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_max_idle_per_host(1)
+            .tls_backend_preconfigured(self.tls.config.clone())
+            .tls_info(true);
+        if let Some(resolver) = &self.resolver {
+            builder = builder.dns_resolver(Arc::clone(resolver));
+        }
+        builder.build().map_err(|error| {
+            Failure::new(
+                FailureReason::Tls,
+                format!("setting up TLS for vCenter {}: {}", self.vcenter, chain(&error)),
+            )
+        })
+    }
 }
 
 impl Transport {
@@ -113,50 +149,58 @@ impl Transport {
         allow: &Arc<Allow>,
         stats: Arc<Stats>,
     ) -> Result<Self, Failure> {
-        install_crypto();
         let host = &*vcenter.endpoint.host;
         if !allow.may_hold(host) {
             let line = format!("{}: {host} is not in inventory.allow", vcenter.id());
             return Err(Failure::new(FailureReason::AddressNotAllowed, line));
         }
         let cookies = Arc::new(Cookies::default());
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("esxi-otel-agent/", env!("CARGO_PKG_VERSION")))
-            .cookie_provider(Arc::clone(&cookies))
-            .http1_only()
-            .gzip(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .https_only(true)
-            .connect_timeout(config.connect_timeout)
-            .tcp_keepalive(Duration::from_secs(30))
-            .pool_max_idle_per_host(1)
-            .tls_info(true);
-        if !allow.names(host) {
-            builder = builder.dns_resolver(Arc::new(AllowedOnly(Arc::clone(allow))));
-        }
-        if !config.verify_tls {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        } else if let Some(file) = &config.ca_file {
-            builder = builder.tls_certs_only(roots(file)?);
-        }
-        let http = builder.build().map_err(|error| {
-            Failure::new(
-                FailureReason::Tls,
-                format!("setting up TLS for {}: {}", vcenter.id(), chain(&error)),
-            )
-        })?;
+        let line = Line {
+            vcenter: Arc::clone(&vcenter.address),
+            tls: Tls::new(config, &vcenter.address, host)?,
+            resolver: (!allow.names(host)).then(|| Arc::new(AllowedOnly(Arc::clone(allow)))),
+            connect_timeout: config.connect_timeout,
+        };
         Ok(Self {
-            http,
+            http: line.client(Arc::clone(&cookies))?,
             url: url_of(&vcenter.endpoint)?,
             cookies,
-            vcenter: Arc::clone(&vcenter.address),
+            line: Arc::new(line),
             call_timeout: config.call_timeout,
             max_body: MAX_BODY,
             stats,
             steps: Steps::default(),
         })
+    }
+
+    /// What makes a request part of the session that there is now.
+    pub(super) fn session_cookies(&self) -> Option<HeaderValue> {
+        self.cookies.cookies(&self.url)
+    }
+
+    /// A second way, on a connection of its own, in the session of these cookies. It never takes others: an
+    /// answer that crosses a login must not put an older session in the place of the new one.
+    ///
+    /// # Errors
+    /// When the connection's parts can't be put together.
+    pub(super) fn beside(&self, cookies: Option<HeaderValue>) -> Result<Self, Failure> {
+        let cookies = Arc::new(Cookies::Fixed(cookies));
+        Ok(Self { http: self.line.client(Arc::clone(&cookies))?, cookies, ..self.clone() })
+    }
+
+    /// The certificate that the server presented last, whether it was believed or not.
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.line.tls.presented()
+    }
+
+    /// By which rule certificates are believed.
+    pub fn trust(&self) -> Trust {
+        self.line.tls.trust
+    }
+
+    /// Address of the vCenter, as the inventory has it.
+    pub fn vcenter(&self) -> &str {
+        &self.line.vcenter
     }
 
     /// Another limit of one answer's bytes.
@@ -184,25 +228,15 @@ impl Transport {
         page: Option<u32>,
         deadline: Option<Instant>,
     ) -> Result<Answer, CallError> {
-        let span = tracing::info_span!(
-            "soap",
-            otel.name = method.name(),
-            otel.kind = "client",
-            rpc.system.name = "soap",
-            rpc.method = format!("VimPort/{}", method.name()),
-            server.address = self.url.host_str().unwrap_or_default(),
-            server.port = self.url.port_or_known_default().unwrap_or_default(),
-            http.response.status_code = tracing::field::Empty,
-            http.response.body.size = tracing::field::Empty,
-            vim.page = page,
-            vim.fault = tracing::field::Empty,
-        );
+        let span = self.span(method, page);
         self.count_bytes("sent", request.len());
         // The request is wiped when the connection has done with it.
         let body = Bytes::from_owner(ZeroizedBody(request));
         let exchange = tracing::Instrument::instrument(self.exchange(&span, body), span.clone());
         let limit = match method {
             Method::Logout => self.call_timeout.min(LOGOUT_TIMEOUT),
+            Method::DestroyPropertyCollector | Method::DestroyCollector => DESTROY_TIMEOUT,
+            Method::WaitForUpdatesEx => WAIT + WAIT_MARGIN,
             _ => self.call_timeout,
         };
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -215,7 +249,8 @@ impl Transport {
         match result {
             Ok(body) => Ok(Answer { body, span }),
             Err(CallError { failure, stage }) => {
-                let failure = failure.during(format_args!("{} of vCenter {}", method.name(), self.vcenter));
+                let subject = format_args!("{} of vCenter {}", method.name(), self.line.vcenter);
+                let failure = failure.during(subject);
                 crate::span::fail(&span, &failure);
                 self.count(method, failure.reason.word());
                 Err(CallError { failure, stage })
@@ -231,6 +266,26 @@ impl Transport {
         self.count(method, problem.map_or("ok", |(outcome, _)| outcome));
     }
 
+    /// The span of a call. A wait has none: how long it takes says nothing, and it would be the slowest of all.
+    fn span(&self, method: Method, page: Option<u32>) -> Span {
+        if method == Method::WaitForUpdatesEx {
+            return Span::none();
+        }
+        tracing::info_span!(
+            "soap",
+            otel.name = method.name(),
+            otel.kind = "client",
+            rpc.system.name = "soap",
+            rpc.method = format!("VimPort/{}", method.name()),
+            server.address = self.url.host_str().unwrap_or_default(),
+            server.port = self.url.port_or_known_default().unwrap_or_default(),
+            http.response.status_code = tracing::field::Empty,
+            http.response.body.size = tracing::field::Empty,
+            vim.page = page,
+            vim.fault = tracing::field::Empty,
+        )
+    }
+
     async fn exchange(&self, span: &Span, body: Bytes) -> Result<Vec<u8>, CallError> {
         let request = self
             .http
@@ -240,7 +295,7 @@ impl Transport {
             .body(body);
         let mut response = request.send().await.map_err(|error| CallError {
             stage: if error.is_connect() { Stage::Connecting } else { Stage::Asking },
-            failure: classify(&error.without_url()),
+            failure: self.classify(&error.without_url()),
         })?;
         if let Some(tls) = response.extensions().get::<TlsInfo>() {
             self.tell_tls(tls);
@@ -276,9 +331,23 @@ impl Transport {
             };
             self.steps.fact("tls", name);
         }
-        if let Some(certificate) = tls.peer_certificate() {
-            let hash: Vec<_> = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02X}")).collect();
-            self.steps.fact("certificate_sha256", hash.join(":"));
+    }
+
+    /// The reason for a request that got no response.
+    fn classify(&self, error: &reqwest::Error) -> Failure {
+        let failure = classify(error);
+        let certificate = self.certificate().filter(|_| failure.reason == FailureReason::Tls);
+        match certificate.filter(|_| causes(error).any(is_about_the_certificate)) {
+            Some(certificate) if self.trust() != Trust::Pinned => {
+                let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "nobody".to_owned());
+                let (subject, issuer) = (name(&certificate.subject), name(&certificate.issuer));
+                let line = format!(
+                    "{failure} (it is that of {subject}, issued by {issuer}, SHA-256 {})",
+                    certificate.thumbprint
+                );
+                Failure::new(FailureReason::Tls, line)
+            }
+            _ => failure,
         }
     }
 
@@ -302,22 +371,41 @@ impl AsRef<[u8]> for ZeroizedBody {
 
 /// A cookie jar that can be emptied. A real jar, since proxies before a vCenter add cookies of their own;
 /// the quotes around a vCenter's session cookie are part of its value.
-#[derive(Debug, Default)]
-struct Cookies(RwLock<Jar>);
+#[derive(Debug)]
+enum Cookies {
+    Jar(RwLock<Jar>),
+    /// What a jar held at some time.
+    Fixed(Option<HeaderValue>),
+}
+
+impl Default for Cookies {
+    fn default() -> Self {
+        Self::Jar(RwLock::default())
+    }
+}
 
 impl Cookies {
     fn clear(&self) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Jar::default();
+        if let Self::Jar(jar) = self {
+            *jar.write().unwrap_or_else(PoisonError::into_inner) = Jar::default();
+        }
     }
 }
 
 impl CookieStore for Cookies {
     fn set_cookies(&self, headers: &mut dyn Iterator<Item = &HeaderValue>, url: &url::Url) {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).set_cookies(headers, url);
+        if let Self::Jar(jar) = self {
+            jar.read().unwrap_or_else(PoisonError::into_inner).set_cookies(headers, url);
+        }
     }
 
     fn cookies(&self, url: &url::Url) -> Option<HeaderValue> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).cookies(url)
+        let mut cookies = match self {
+            Self::Jar(jar) => jar.read().unwrap_or_else(PoisonError::into_inner).cookies(url)?,
+            Self::Fixed(cookies) => cookies.clone()?,
+        };
+        cookies.set_sensitive(true);
+        Some(cookies)
     }
 }
 
@@ -330,16 +418,6 @@ fn url_of(endpoint: &Endpoint) -> Result<url::Url, Failure> {
     url::Url::parse(&format!("https://{host}:{port}/sdk")).map_err(|error| {
         Failure::new(FailureReason::Dns, format!("`{}` is no address: {error}", endpoint.host))
     })
-}
-
-/// All the certificates of a PEM file: the roots of a vCenter come as several.
-fn roots(file: &Path) -> Result<Vec<reqwest::Certificate>, Failure> {
-    let failed = |cause: String| {
-        Failure::new(FailureReason::Tls, format!("reading vcenter.ca_file {}: {cause}", file.display()))
-    };
-    let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
-    let roots = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(chain(&error)))?;
-    if roots.is_empty() { Err(failed("it holds no certificate".to_owned())) } else { Ok(roots) }
 }
 
 /// Whether status and content type are those of a SOAP answer. A fault comes with status 500.
@@ -376,6 +454,9 @@ fn classify(error: &reqwest::Error) -> Failure {
     if causes(error).any(|cause| cause.is::<NotAllowed>()) {
         return Failure::new(FailureReason::AddressNotAllowed, chain(error));
     }
+    if let Some(line) = causes(error).find_map(|cause| refusal(cause.downcast_ref()?)) {
+        return Failure::new(FailureReason::Tls, line);
+    }
     let reason = if error.is_timeout() {
         FailureReason::ConnectTimeout
     } else if error.is_dns() {
@@ -401,6 +482,10 @@ fn causes<'a>(
             None => error.source(),
         }
     })
+}
+
+fn is_about_the_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref().is_some_and(|error| refusal(error).is_some())
 }
 
 fn by_cause(error: &(dyn std::error::Error + 'static)) -> Option<FailureReason> {

@@ -37,7 +37,25 @@ impl Estate {
     }
 
     /// The same, with hosts of this kind.
-    pub async fn with_fleet(mut spec: FleetSpec, vcenters: usize, password: Option<&str>) -> Self {
+    pub async fn with_fleet(spec: FleetSpec, vcenters: usize, password: Option<&str>) -> Self {
+        Self::built(spec, vcenters, password, |_, _| {}).await
+    }
+
+    /// The same, with vCenters of one's own making: `change` gets the number of each.
+    pub async fn with_vcenters(
+        hosts: usize,
+        vcenters: usize,
+        change: impl Fn(usize, &mut VcenterSpec),
+    ) -> Self {
+        Self::built(FleetSpec { hosts, ..FleetSpec::default() }, vcenters, None, change).await
+    }
+
+    async fn built(
+        mut spec: FleetSpec,
+        vcenters: usize,
+        password: Option<&str>,
+        change: impl Fn(usize, &mut VcenterSpec),
+    ) -> Self {
         let hosts = spec.hosts;
         if let Some(password) = password {
             spec.password = Secret::new(password);
@@ -56,6 +74,7 @@ impl Estate {
             if let Some(password) = password {
                 spec.password = password.to_owned();
             }
+            change(vcenter, &mut spec);
             running.push(VcenterSim::start(spec).await.unwrap());
         }
         let sink = Sink::start(SinkOptions::default()).unwrap();

@@ -40,12 +40,10 @@ impl Setup {
                 labels: BTreeMap::new(),
             },
             config: VcenterConfig {
-                verify_tls: true,
                 ca_file: Some(ca_file.path().to_owned()),
-                page_size: 0,
-                unpaged: false,
                 connect_timeout: Duration::from_secs(5),
                 call_timeout: Duration::from_secs(30),
+                ..VcenterConfig::default()
             },
             stats: Stats::new(),
             password: "p<&>w\"ö".to_owned(),

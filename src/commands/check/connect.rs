@@ -6,7 +6,7 @@ use crate::agent::{self, StartError};
 use crate::collectors::{self, HostCollector};
 use crate::commands::VerbError;
 use crate::commands::report::services;
-use crate::config::{Config, SshConfig, VcenterConfig};
+use crate::config::{Config, SshConfig};
 use crate::inventory::{Host, Inventory, InventoryWatch, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::poller::HostLists;
@@ -15,9 +15,7 @@ use crate::span::PastSpans;
 use crate::ssh::{Connector, HostKeys};
 use crate::stats::Stats;
 use crate::steps::Steps;
-use crate::vim::VimClient;
 use crate::vim::client::Access;
-use crate::vim::model::ManagedObject;
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use std::sync::Arc;
@@ -25,17 +23,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Properties of hosts that are read from a vCenter: every version has them, and each needs the privilege
-/// that all need.
-const PROPERTIES: [&str; 3] = ["name", "parent", "overallStatus"];
-
 /// What all logins share.
-struct Checker {
-    access: Access,
+pub(super) struct Checker {
+    pub(super) access: Access,
     connector: Connector,
-    stats: Arc<Stats>,
-    progress: ProgressBar,
-    stop: CancellationToken,
+    pub(super) stats: Arc<Stats>,
+    pub(super) progress: ProgressBar,
+    pub(super) stop: CancellationToken,
 }
 
 /// Connects to everybody who is asked by a collector, or of them to `only`. After `stop` nobody else is
@@ -143,41 +137,8 @@ impl Checker {
         Connection::new(&host.address, &host.site, outcome.err(), started.elapsed(), steps.taken())
             .with_services(services(samples))
     }
-
-    /// Login, one reading of the tree, logout.
-    async fn vcenter(&self, config: &VcenterConfig, vcenter: &Arc<Vcenter>) -> Connection {
-        let (steps, started) = (Steps::wanted(), Instant::now());
-        let outcome = self.read(config, vcenter, &steps).await;
-        if let Ok(objects) = &outcome {
-            let hosts = objects.iter().filter(|object| &*object.kind == "HostSystem");
-            let hidden = hosts.clone().filter(|host| !host.missing.is_empty()).count();
-            steps.fact("hosts", hosts.count().to_string());
-            steps.fact("hosts_not_readable", hidden.to_string());
-        }
-        steps.fact("tls_verified", config.verify_tls.to_string());
-        self.progress.inc(1);
-        Connection::new(&vcenter.address, &vcenter.site, outcome.err(), started.elapsed(), steps.taken())
-    }
-
-    async fn read(
-        &self,
-        config: &VcenterConfig,
-        vcenter: &Arc<Vcenter>,
-        steps: &Steps,
-    ) -> Result<Vec<ManagedObject>, Failure> {
-        let (access, stats) = (self.access.clone(), Arc::clone(&self.stats));
-        let mut client = VimClient::new(config, Arc::clone(vcenter), access, stats)?.telling(steps.clone());
-        let deadline = Instant::now() + config.connect_timeout + config.call_timeout * 2;
-        let read = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(stopped()),
-            read = client.read_tree(&PROPERTIES, deadline) => read.map_err(Failure::from),
-        };
-        client.logout().await;
-        read
-    }
 }
 
-fn stopped() -> Failure {
+pub(super) fn stopped() -> Failure {
     Failure::new(FailureReason::CommandTimeout, "stopped before it ended")
 }

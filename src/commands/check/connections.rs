@@ -110,6 +110,45 @@ impl Connection {
         }
     }
 
+    /// What a vCenter is, and why its certificate is believed.
+    fn tls_and_api(&self) -> String {
+        let trust = match self.fact("tls_trust") {
+            "pinned" => "pinned",
+            "ca_file" => "trusted by vcenter.ca_file",
+            "system_roots" => "trusted by the system's roots",
+            _ => "not verified",
+        };
+        let indent = " ".repeat(27);
+        let mut text =
+            format!("{}, {} {}", self.fact("tls"), self.fact("api_type"), self.fact("api_version"));
+        let fact = |name| self.fact(name);
+        let (subject, issuer) = (fact("certificate_subject"), fact("certificate_issuer"));
+        let _ = write!(text, "\n{indent}certificate {trust}: {subject}, issued by {issuer}");
+        if !fact("certificate_chain").is_empty() {
+            let _ = write!(text, "\n{indent}chain: {}", fact("certificate_chain"));
+        }
+        let _ = write!(text, "\n{indent}valid until {}", fact("certificate_expires"));
+        let _ = write!(text, "\n{indent}SHA-256 {}", fact("certificate_sha256"));
+        text
+    }
+
+    /// `TLS 1.3, pinned`.
+    fn tls_and_trust(&self) -> String {
+        let trust = self.fact("tls_trust").replace('_', " ");
+        [self.fact("tls"), &trust].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether a vCenter tells what changes, in one word.
+    fn hints(&self) -> &'static str {
+        match self.fact("hints") {
+            "" => "",
+            "off" => "off",
+            hints if hints.starts_with("none") => "no",
+            hints if hints.contains("no events") => "hosts",
+            _ => "yes",
+        }
+    }
+
     /// The times of these steps in milliseconds; a dash for those that it did not come to.
     fn times(&self, steps: &[&str]) -> Vec<String> {
         let took = |name| self.steps.iter().rfind(|row| row.name == name).map(|row| row.seconds);
@@ -150,13 +189,12 @@ impl Connection {
                 allowed => return format!("{allowed} at a time"),
             },
             "connect" => {
-                let verified = if self.fact("tls_verified") == "true" { "verified" } else { "not verified" };
-                let api = format!("{} {}", self.fact("api_type"), self.fact("api_version"));
-                return format!("{}, certificate {verified}, {api}", self.fact("tls"));
+                return self.tls_and_api();
             }
             "read" => {
                 return format!("{} hosts, pages of objects: {}", self.fact("hosts"), self.pages());
             }
+            "hints" => &["hints"],
             _ => &[],
         };
         facts.iter().map(|name| self.fact(name)).collect::<Vec<_>>().join(", ")
@@ -232,12 +270,13 @@ impl Connections {
         const STEPS: [&str; 4] = ["connect", "login", "read", "logout"];
         let mut table = dense_table();
         let times = "ms: connect, login, read, logout";
-        table.set_header(["vCenter", "TLS", "API", "hosts", "pages", "result", times]);
+        table.set_header(["vCenter", "TLS", "API", "hosts", "pages", "hints", "result", times]);
         for vcenter in &self.vcenters {
             let (pages, times) = (vcenter.pages(), vcenter.times(&STEPS).join(" "));
-            let facts = ["tls", "api_version", "hosts"].map(|name| vcenter.fact(name));
-            let cells = [&*vcenter.address].into_iter().chain(facts);
-            let cells = cells.chain([pages.as_str(), vcenter.outcome.word(), times.as_str()]);
+            let (tls, hints) = (vcenter.tls_and_trust(), vcenter.hints());
+            let facts = ["api_version", "hosts"].map(|name| vcenter.fact(name));
+            let cells = [&*vcenter.address, tls.as_str()].into_iter().chain(facts);
+            let cells = cells.chain([pages.as_str(), hints, vcenter.outcome.word(), times.as_str()]);
             table.add_row(cells.map(str::to_owned));
         }
         fit(&mut table);
@@ -258,13 +297,45 @@ impl Connections {
     }
 }
 
+/// Days before the end of a certificate from which on that is told.
+const EXPIRES_SOON: i64 = 30;
+/// Seconds between two clocks that are worth a word.
+const CLOCKS_DIFFER: f64 = 30.0;
+
 /// What is no failure, but seldom meant.
-fn doubts(vcenter: &Connection) -> impl Iterator<Item = &'static str> {
-    let none = vcenter.fact("hosts") == "0";
-    let none =
-        none.then_some("the account sees no host: it needs the role Read-only at the root, propagated");
-    let hidden = !matches!(vcenter.fact("hosts_not_readable"), "" | "0");
-    none.into_iter().chain(hidden.then_some("the account may not read all properties of some hosts"))
+fn doubts(vcenter: &Connection) -> Vec<String> {
+    let fact = |name| vcenter.fact(name);
+    let mut doubts = Vec::new();
+    if fact("hosts") == "0" {
+        doubts
+            .push("the account sees no host: it needs the role Read-only at the root, propagated".to_owned());
+    }
+    if !matches!(fact("hosts_not_readable"), "" | "0") {
+        let (hosts, what) = (fact("hosts_not_readable"), fact("not_readable"));
+        doubts.push(format!("the account may not read all properties of some hosts: {hosts} hosts, {what}"));
+    }
+    if !fact("privileges_missing").is_empty() {
+        let missing = fact("privileges_missing");
+        doubts.push(format!("the account lacks {missing} at the root: the role Read-only has it"));
+    }
+    if !fact("privileges_unknown").is_empty() {
+        doubts.push(format!("the account's privileges are not known: {}", fact("privileges_unknown")));
+    }
+    if fact("hints").starts_with("none") || fact("hints").contains("no events") {
+        let hints = fact("hints");
+        doubts.push(format!("polls alone find some changes, since of hints there are: {hints}"));
+    }
+    if let Some(days) = fact("certificate_days_left").parse::<i64>().ok().filter(|days| *days < EXPIRES_SOON)
+    {
+        let at = fact("certificate_expires");
+        doubts.push(format!("its certificate expires at {at} ({days} days)"));
+    }
+    let ahead = fact("clock_ahead_seconds").parse::<f64>().unwrap_or_default();
+    if ahead.abs() >= CLOCKS_DIFFER {
+        let where_to = if ahead > 0.0 { "ahead of" } else { "behind" };
+        doubts.push(format!("its clock is {:.0} s {where_to} ours", ahead.abs()));
+    }
+    doubts
 }
 
 fn counted(what: &str, values: impl Iterator<Item = String>) -> String {
@@ -294,13 +365,16 @@ fn site(site: &str) -> String {
     if site.is_empty() { String::new() } else { format!("  ({site})") }
 }
 
-/// Counts are numbers, and truth is no text.
+/// Counts and seconds are numbers, and truth is no text.
 fn with_numbers<S: Serializer>(facts: &BTreeMap<&'static str, String>, to: S) -> Result<S::Ok, S::Error> {
     use serde_json::Value;
-    let value = |text: &String| match (text.parse::<u64>(), text.parse::<bool>()) {
+    let value = |text: &String| match (text.parse::<i64>(), text.parse::<bool>()) {
         (Ok(number), _) => Value::from(number),
         (_, Ok(truth)) => Value::from(truth),
         _ => Value::from(text.as_str()),
     };
-    to.collect_map(facts.iter().map(|(name, text)| (name, value(text))))
+    let seconds = |name: &str, text: &str| text.parse::<f64>().ok().filter(|_| name.ends_with("_seconds"));
+    to.collect_map(
+        facts.iter().map(|(name, text)| (name, seconds(name, text).map_or_else(|| value(text), Value::from))),
+    )
 }

@@ -4,6 +4,7 @@ import re
 import subprocess
 import time
 
+from . import hints
 from .agent import CLASSIC_CONFIG, PASSWORD, SERVICE_INTERVAL, SERVICE_NAME, SLOW_SPAN, STATUS_INTERVAL, Agent
 from .processes import CACHE, LOGS, NotInTime, get, wait_for
 from .received import scraped, series
@@ -19,6 +20,7 @@ WAYS = {"file": "in the Collector's file", "scrape": "scraped by Prometheus",
 def tell(setup, table, binary):
     the_example_is_valid(setup, table)
     one_round(setup, table, binary)
+    hints.tell(setup, table, binary, within)
     agent = Agent("main", setup, binary)
     logins = {host.address: host.logins() for host in setup.fleet.by_password}
     process = agent.start()
