@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _guard = runtime.enter();
     let (mut child, endpoint) = spawn_sink()?;
-    let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
+    let mut transport = GrpcTransport::to(Peer::new(&config(&endpoint))?);
     let mut export = |gatherer: &mut Gatherer, readings: &Readings| -> Result<Vec<Batch>, Box<dyn Error>> {
         let batches = gatherer.everything(&readings.snapshot(), vec![])?.batches;
         runtime.block_on(send(&mut transport, &batches, Compression::Zstd))?;
@@ -88,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     drop((collected, encoded));
     measure("all of these, and the ends", || gatherer.everything(&snapshot, vec![]).map(drop))?;
     for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
-        let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
+        let mut transport = GrpcTransport::to(Peer::new(&config(&endpoint))?);
         let name = format!("compress and send, {compression:?}");
         measure(&name, || runtime.block_on(send(&mut transport, &batches, compression)))?;
     }
@@ -199,6 +199,7 @@ fn config(endpoint: &str) -> OtlpConfig {
         max_points: 8_000,
         queue_max_bytes: 256 << 20,
         queue_max_age: Duration::from_secs(3_600),
+        spool: None,
         resource: vec![],
         metrics: true,
         traces: None,
