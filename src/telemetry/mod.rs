@@ -112,15 +112,14 @@ impl Telemetry {
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
-        let (destination, destinations) = watch::channel(Destination { peer, compression: otlp.compression });
-        let (options, chosen) = watch::channel(options(otlp));
+        let knobs = Knobs::new(otlp, peer);
         let exporter = otlp.metrics.then(|| {
             tracing::dispatcher::with_default(&dispatch, || {
-                exporter(otlp, destinations, chosen, presence, resource, readings, stats, cancel)
+                exporter(otlp, &knobs, presence, resource, readings, stats, cancel)
             })
         });
-        let knobs = Some(Knobs { destination, options });
-        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, knobs, traces, logs })
+        let (past_spans, knobs) = (PastSpans::new(tracer), Some(knobs));
+        Ok(Self { dispatch, past_spans, exporter, knobs, traces, logs })
     }
 
     /// Makes spans whose times are known only afterwards.
@@ -179,10 +178,16 @@ struct Knobs {
     options: watch::Sender<Options>,
 }
 
+impl Knobs {
+    fn new(otlp: &OtlpConfig, peer: Peer) -> Self {
+        let destination = Destination { peer, compression: otlp.compression };
+        Self { destination: watch::Sender::new(destination), options: watch::Sender::new(options(otlp)) }
+    }
+}
+
 fn exporter(
     config: &OtlpConfig,
-    destination: watch::Receiver<Destination>,
-    options: watch::Receiver<Options>,
+    knobs: &Knobs,
     presence: Arc<Presence>,
     resource: Resource,
     readings: Arc<Readings>,
@@ -199,10 +204,10 @@ fn exporter(
     if keeper.is_none() {
         tracing::info!("OTLP: without a spool: what waits for the Collector is in memory alone");
     }
-    let transport = GrpcTransport::new(destination);
+    let transport = GrpcTransport::new(knobs.destination.subscribe());
     let sender = Sender::new(transport, Arc::clone(&queue), presence, Arc::clone(&stats), config.compression);
     let parts = Parts { resource, readings, stats, queue, keeper };
-    Exporter::spawn(options, parts, sender, cancel)
+    Exporter::spawn(knobs.options.subscribe(), parts, sender, cancel)
 }
 
 fn options(config: &OtlpConfig) -> Options {

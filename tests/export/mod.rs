@@ -55,7 +55,8 @@ impl Agent {
         let stats = Stats::new();
         let peer = Peer::new(otlp).expect("a valid peer");
         let presence = Arc::new(Presence::new(peer.name()));
-        let queue = Arc::new(Queue::new(Caps { bytes: otlp.queue_max_bytes, age: otlp.queue_max_age }));
+        let age = otlp.spool.as_ref().map_or(otlp.queue_max_age, |spool| spool.max_age);
+        let queue = Arc::new(Queue::new(Caps { bytes: otlp.queue_max_bytes, age }));
         let keeper = otlp.spool.clone().map(|config| {
             let options = SpoolOptions { config, patience: Duration::ZERO };
             Keeper::start(&queue, options, Arc::clone(&stats)).expect("a thread")

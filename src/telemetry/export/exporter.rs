@@ -167,13 +167,12 @@ impl Task {
 
     async fn finish(&mut self, deadline: Instant) {
         let queue = Arc::clone(&self.parts.queue);
-        let collecting = async {
-            self.export_everything().await;
-            queue.flush().await
-        };
-        let is_kept = timeout_at(deadline, collecting).await.unwrap_or(false);
+        let reserve = LAST_WORDS.min(deadline.saturating_duration_since(Instant::now()) / 4);
+        let last_words = deadline.checked_sub(reserve).unwrap_or(deadline);
+        // Whatever was collected before has to get to the disk, also where this takes too long.
+        let _ = timeout_at(last_words, self.export_everything()).await;
+        let is_kept = timeout_at(deadline, queue.flush()).await.unwrap_or(false);
         self.closing.send_replace(if is_kept { Closing::Kept } else { Closing::Volatile });
-        let last_words = deadline.checked_sub(LAST_WORDS).unwrap_or(deadline);
         tokio::select! {
             () = queue.wait_empty() => {}
             // Nobody takes it, and it is kept.

@@ -135,7 +135,8 @@ impl Queue {
         {
             dropped.no_room += points;
         }
-        self.tell(&mut inner);
+        self.tell(&inner);
+        self.wake_keeper(&mut inner);
         dropped
     }
 
@@ -143,7 +144,7 @@ impl Queue {
     pub fn expire(&self, now: SystemTime) -> Dropped {
         let mut inner = self.lock();
         let dropped = inner.drop_aged(self.caps.age, now);
-        self.tell(&mut inner);
+        self.tell(&inner);
         dropped
     }
 
@@ -186,13 +187,12 @@ impl Queue {
         let (done, is_done) = oneshot::channel();
         {
             let mut inner = self.lock();
-            if inner.disk.is_none() {
+            if inner.disk.is_none() && !inner.is_opening() {
                 return false;
             }
             inner.flushes.push(done);
-            inner.news = true;
+            self.wake_keeper(&mut inner);
         }
-        self.work.notify_one();
         is_done.await.unwrap_or(false)
     }
 
@@ -226,7 +226,8 @@ impl Queue {
                 inner.ahead.push_front(entry);
             }
         }
-        self.tell(&mut inner);
+        self.tell(&inner);
+        self.wake_keeper(&mut inner);
         true
     }
 
@@ -248,12 +249,16 @@ impl Queue {
         }
     }
 
-    fn tell(&self, inner: &mut Inner) {
+    fn tell(&self, inner: &Inner) {
         if inner.is_empty() {
             self.emptied.notify_one();
         } else {
             self.pushed.notify_one();
         }
+    }
+
+    /// Something has happened that the keeper may have to act on.
+    fn wake_keeper(&self, inner: &mut Inner) {
         inner.news = true;
         self.work.notify_one();
     }
@@ -271,21 +276,21 @@ impl Queue {
         let mut inner = self.lock();
         inner.opening = None;
         inner.disk = Some(disk);
-        self.tell(&mut inner);
+        self.tell(&inner);
     }
 
     /// What is in memory is all that there is.
     pub(super) fn go_without_disk(&self) {
         let mut inner = self.lock();
         inner.opening = None;
-        self.tell(&mut inner);
+        self.tell(&inner);
     }
 
     /// What is on disk has changed.
     pub(super) fn note_disk(&self, disk: OnDisk) {
         let mut inner = self.lock();
         inner.disk = Some(disk);
-        self.tell(&mut inner);
+        self.tell(&inner);
     }
 
     /// The oldest of what is in memory alone, about so many bytes, if it has waited for so long, something waits
@@ -317,7 +322,7 @@ impl Queue {
                 }
             }
         }
-        self.tell(&mut inner);
+        self.tell(&inner);
     }
 
     /// These were read.
@@ -329,7 +334,7 @@ impl Queue {
             inner.ahead.push_back(Entry { ticket, origin, batch, collected, arrived, sequence });
         }
         inner.disk = Some(disk);
-        self.tell(&mut inner);
+        self.tell(&inner);
     }
 
     /// Bytes that were read and wait, and the place of the oldest of them.

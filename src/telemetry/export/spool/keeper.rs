@@ -175,8 +175,8 @@ impl Work {
         if entries.is_empty() {
             return false;
         }
-        // What was just in memory is not read again when nothing is before it.
-        let loaded = !spool.has_unread();
+        // What was just in memory is not read again when nothing is before it, and it is little.
+        let loaded = !spool.has_unread() && self.queue.ahead().0 < AHEAD;
         let appended = spool.append(entries.iter().map(|(batch, collected)| (batch, *collected)), loaded);
         let on_disk = self.on_disk();
         match appended {
