@@ -256,9 +256,14 @@ fn judge(error: &CallError, size: usize) -> Verdict {
     }
 }
 
-/// tonic's words for an HTTP answer without a gRPC status.
+/// tonic's own words for an answer that is none of gRPC, or is cut off: they have no source, as the Collector's have none.
 fn is_of_http(status: &Status) -> bool {
-    const WORDS: [&str; 2] = ["grpc-status header missing", "missing grpc-status trailer"];
+    const WORDS: [&str; 4] = [
+        "grpc-status header missing",
+        "missing grpc-status trailer",
+        "protocol error: received message with",
+        "Unexpected EOF decoding stream",
+    ];
     WORDS.iter().any(|words| status.message().contains(words))
 }
 
