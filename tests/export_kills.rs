@@ -1,6 +1,11 @@
 //! Kills, cuts and full disks while points are exported. `KILLS=200 cargo test --test export_kills` for more of them.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test that can't go on fails")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that can't go on fails"
+)]
 
 mod export;
 
@@ -126,7 +131,10 @@ async fn an_agent_that_is_killed_at_any_moment_loses_nothing_that_it_had_on_disk
 }
 
 /// Hands connections on until it is told to cut them all.
-async fn cut_line(to: std::net::SocketAddr, mut cuts: tokio::sync::watch::Receiver<()>) -> std::net::SocketAddr {
+async fn cut_line(
+    to: std::net::SocketAddr,
+    mut cuts: tokio::sync::watch::Receiver<()>,
+) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move {

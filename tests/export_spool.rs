@@ -1,6 +1,11 @@
 //! Points that wait on disk: over an outage, over the end of the agent, and on disks that fail.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test that can't go on fails")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that can't go on fails"
+)]
 
 mod export;
 
@@ -42,7 +47,8 @@ async fn finish(agent: Agent, limit: Duration) {
 fn requests(hosts: usize, value: f64, collected: SystemTime) -> Vec<Batch> {
     let instruments = Instruments::new(opentelemetry_sdk::Resource::builder_empty().build());
     let sample = |host: usize| {
-        let labels = [("hostsystem", format!("esx{host}")), ("service", "hostd".into()), ("site", "eu-1".into())];
+        let labels =
+            [("hostsystem", format!("esx{host}")), ("service", "hostd".into()), ("site", "eu-1".into())];
         Sample::new(&STATUS, Attributes::new(labels), value)
     };
     let samples = (0..hosts).map(sample).collect();

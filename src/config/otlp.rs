@@ -116,7 +116,7 @@ fn spool(otlp: &mut Section<'_>, state_dir: &Path) -> Option<SpoolConfig> {
     // Whatever is smaller could not hold one export of a large fleet.
     let max_bytes = section.setting("max_bytes", bytes(16 << 20..=1 << 40)).or(1 << 30).value;
     let max_age = section.setting("max_age", duration(SECOND * 60..=DAY * 7)).or(DAY).value;
-    enabled.then(|| SpoolConfig { path, max_bytes: max_bytes as u64, max_age })
+    enabled.then_some(SpoolConfig { path, max_bytes: max_bytes as u64, max_age })
 }
 
 /// Of the variables the first one that is set; else the file's.

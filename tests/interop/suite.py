@@ -4,7 +4,7 @@ import signal
 import sys
 import traceback
 
-from interop import by_hand, lockout, peers, story
+from interop import by_hand, lockout, outage, peers, story
 from interop.table import Table
 
 
@@ -22,8 +22,8 @@ def main():
         signal.signal(number, stop)
     setup, table = peers.Setup(), Table()
     only = sys.argv[sys.argv.index("--only") + 1:][:1] if "--only" in sys.argv else None
-    if only not in (None, ["lockout"]):
-        sys.exit("suite: --only wants the name of a section: lockout")
+    if only not in (None, ["lockout"], ["outage"]):
+        sys.exit("suite: --only wants the name of a section: lockout or outage")
     ok = False
     try:
         setup.start()
@@ -34,7 +34,9 @@ def main():
         else:
             if not only:
                 story.tell(setup, table, os.environ["AGENT_BIN"])
-            lockout.tell(setup, table, os.environ["AGENT_BIN"])
+            for name, section in (("outage", outage), ("lockout", lockout)):
+                if only in (None, [name]):
+                    section.tell(setup, table, os.environ["AGENT_BIN"])
     except Exception as failure:
         table.check("the suite itself comes to its end", "yes", f"{type(failure).__name__}: {failure}", ok=False)
         traceback.print_exc()

@@ -38,7 +38,9 @@ impl Addresses {
             self.next = Instant::now() + LOOK;
             self.looking = Some(tokio::spawn(look_up(name.clone())));
         }
-        let Some(found) = self.looking.as_mut().and_then(|looking| looking.now_or_never()) else { return false };
+        let Some(found) = self.looking.as_mut().and_then(|looking| looking.now_or_never()) else {
+            return false;
+        };
         self.looking = None;
         // A failed look-up proves nothing.
         let Ok(Some(found)) = found else { return false };

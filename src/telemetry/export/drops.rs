@@ -96,9 +96,9 @@ mod tests {
         drops.note(&stats, Dropped { no_room: 4, ..Dropped::default() });
         let value = |name: &str, word: &str| {
             let samples = stats.samples();
-            let found = samples.iter().find(|s| {
-                s.def.name == name && s.attributes.iter().any(|(_, value)| &**value == word)
-            });
+            let found = samples
+                .iter()
+                .find(|s| s.def.name == name && s.attributes.iter().any(|(_, value)| &**value == word));
             found.map(|sample| sample.value)
         };
         assert_eq!(value("esxi.agent.export.points", "dropped"), Some(9.0));

@@ -4,8 +4,8 @@ use super::encode::Limits;
 use super::gather::{Gathered, Gatherer};
 use super::queue::Queue;
 use super::sender::{Closing, Sender};
-use super::transport::Transport;
 use super::spool::{self, Keeper};
+use super::transport::Transport;
 use super::{Dropped, QUEUE_AGE, QUEUE_BYTES};
 use crate::metric::Attributes;
 use crate::readings::Readings;
@@ -81,8 +81,7 @@ impl Exporter {
         let (commands, receiver) = mpsc::channel(8);
         let (closing, closes) = watch::channel(Closing::No);
         let sender = AbortOnDropHandle::new(tokio::spawn(sender.run(closes).with_current_subscriber()));
-        let task =
-            Task { options, gatherer: None, started: SystemTime::now(), parts, closing, sender };
+        let task = Task { options, gatherer: None, started: SystemTime::now(), parts, closing, sender };
         let task = async move { cancel.run_until_cancelled(task.run(receiver)).await };
         tokio::spawn(task.with_current_subscriber());
         Self { commands }

@@ -76,7 +76,8 @@ pub static SPANS: MetricDef = MetricDef {
 };
 
 /// The metrics of this room.
-pub static METRICS: &[&MetricDef] = &[&POINTS, &DROPS, &QUEUE_BYTES, &QUEUE_AGE, &spool::BYTES, &spool::DAMAGED, &SPANS];
+pub static METRICS: &[&MetricDef] =
+    &[&POINTS, &DROPS, &QUEUE_BYTES, &QUEUE_AGE, &spool::BYTES, &spool::DAMAGED, &SPANS];
 
 /// What became of points.
 #[derive(Debug, Clone, Copy)]

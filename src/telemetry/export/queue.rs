@@ -208,7 +208,8 @@ impl Queue {
         batches: impl IntoIterator<Item = Batch, IntoIter: DoubleEndedIterator>,
     ) -> bool {
         let mut inner = self.lock();
-        let is_front = |entries: &VecDeque<Entry>| entries.front().is_some_and(|front| front.ticket == ticket);
+        let is_front =
+            |entries: &VecDeque<Entry>| entries.front().is_some_and(|front| front.ticket == ticket);
         let in_memory = is_front(&inner.memory);
         let taken = match in_memory {
             true => inner.take_from_memory(0),
@@ -234,11 +235,14 @@ impl Queue {
     /// How much waits.
     pub fn load(&self) -> Load {
         let inner = self.lock();
-        let size = |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.batch.bytes.len()).sum::<usize>();
-        let points = |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.batch.points).sum::<usize>();
+        let size =
+            |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.batch.bytes.len()).sum::<usize>();
+        let points =
+            |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.batch.points).sum::<usize>();
         let disk = inner.disk.unwrap_or_default();
         let volatile = points(&inner.memory);
-        let fronts = [inner.ahead.front(), inner.memory.front()].map(|front| front.map(|entry| entry.collected));
+        let fronts =
+            [inner.ahead.front(), inner.memory.front()].map(|front| front.map(|entry| entry.collected));
         let [ahead, memory] = fronts;
         Load {
             bytes: inner.bytes + size(&inner.ahead),
@@ -408,7 +412,8 @@ impl Inner {
 
     /// Drops the oldest that is not being written. Returns its points.
     fn drop_from_memory(&mut self) -> Option<usize> {
-        let at = self.pinned.last().map_or(0, |last| self.memory.partition_point(|entry| entry.origin <= *last));
+        let at =
+            self.pinned.last().map_or(0, |last| self.memory.partition_point(|entry| entry.origin <= *last));
         self.take_from_memory(at).map(|entry| entry.batch.points)
     }
 

@@ -104,7 +104,8 @@ impl<T: Transport> Sender<T> {
         loop {
             let (ticket, batch) = self.queue.wait_front().await;
             if let Some(compression) = self.transport.renew() {
-                (self.configured, self.compression, self.told_of_compression) = (compression, compression, false);
+                (self.configured, self.compression, self.told_of_compression) =
+                    (compression, compression, false);
             }
             let Some(pause) = self.deliver(ticket, batch).await else { continue };
             let ends = *closing.borrow_and_update();

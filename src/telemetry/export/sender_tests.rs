@@ -244,18 +244,28 @@ async fn every_code_is_either_tried_again_or_costs_one_request() {
         let counted = send(&collector, &[&["a"], &["b"]]).await;
         let again = matches!(
             code,
-            Code::Cancelled | Code::DeadlineExceeded | Code::Aborted | Code::OutOfRange | Code::Unavailable
-                | Code::DataLoss | Code::Unimplemented
+            Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Aborted
+                | Code::OutOfRange
+                | Code::Unavailable
+                | Code::DataLoss
+                | Code::Unimplemented
         );
         let exported = if again { 2.0 } else { 1.0 };
-        assert_eq!(counted, [("exported", exported), ("rejected", 2.0 - exported), ("dropped", 0.0)], "{code:?}");
+        assert_eq!(
+            counted,
+            [("exported", exported), ("rejected", 2.0 - exported), ("dropped", 0.0)],
+            "{code:?}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn more_rejections_than_points_are_as_many_as_points() {
     for rejected in [4, i64::MAX, -1] {
-        let partial = ExportMetricsPartialSuccess { rejected_data_points: rejected, error_message: "x".into() };
+        let partial =
+            ExportMetricsPartialSuccess { rejected_data_points: rejected, error_message: "x".into() };
         let collector = Scripted::after([Ok(Some(partial))]);
         let counted = send(&collector, &[&["a", "b", "c"]]).await;
         let rejected = if rejected < 0 { 0.0 } else { 3.0 };

@@ -90,7 +90,10 @@ impl Spool {
         let mut spool = Self { folder, packer, segments, open: None, segment_size, next, cursor, damaged: 0 };
         let found = spool.folder.segments()?;
         if known.is_none() && !found.is_empty() {
-            tracing::warn!("OTLP: the spool does not say how far it was sent; all of it is sent: {}", path.display());
+            tracing::warn!(
+                "OTLP: the spool does not say how far it was sent; all of it is sent: {}",
+                path.display()
+            );
         }
         let last = found.len().saturating_sub(1);
         for (number, (first, path)) in found.into_iter().enumerate() {
@@ -103,7 +106,9 @@ impl Spool {
         match scan(&path, first, self.cursor) {
             Ok((mut segment, torn)) => {
                 if torn && is_last {
-                    tracing::info!("OTLP: the spool's last entry was not written to its end, and never counted");
+                    tracing::info!(
+                        "OTLP: the spool's last entry was not written to its end, and never counted"
+                    );
                     // Behind a later segment it would look like damage.
                     let cut = private().open(&segment.path).and_then(|file| file.set_len(segment.length));
                     segment.damaged |= cut.is_err();
@@ -150,7 +155,9 @@ impl Spool {
         if self.open.is_none() || self.segments.back().is_none_or(|last| last.length >= self.segment_size) {
             self.begin_segment(first)?;
         }
-        let (Some(file), Some(segment)) = (&mut self.open, self.segments.back_mut()) else { return Ok(first) };
+        let (Some(file), Some(segment)) = (&mut self.open, self.segments.back_mut()) else {
+            return Ok(first);
+        };
         if let Err(error) = file.write_all_at(&bytes, segment.length).and_then(|()| file.sync_data()) {
             // Whatever reached the disk of it is cut off, and nothing more is written to a file whose sync has
             // failed: what it says of its pages is not to be trusted.
@@ -206,7 +213,10 @@ impl Spool {
                 break;
             }
             if let Err(error) = segment.load(bytes, &mut size, &mut loaded) {
-                tracing::warn!("OTLP: the spool can't be read, a part is lost: {}: {error}", segment.path.display());
+                tracing::warn!(
+                    "OTLP: the spool can't be read, a part is lost: {}: {error}",
+                    segment.path.display()
+                );
                 loaded.damaged_points += segment.give_up();
             }
         }
@@ -286,7 +296,10 @@ impl Spool {
     }
 
     fn next_unread(&self) -> Sequence {
-        self.segments.iter().find(|segment| segment.has_unread()).map_or(self.next, |segment| segment.unread.first)
+        self.segments
+            .iter()
+            .find(|segment| segment.has_unread())
+            .map_or(self.next, |segment| segment.unread.first)
     }
 }
 
@@ -355,7 +368,8 @@ fn scan(path: &Path, first: Sequence, cursor: Sequence) -> Result<(Segment, bool
     let begin = SegmentHead::LENGTH as u64;
     let unread = Unread { offset: begin, first, points: 0, oldest: None };
     let newest = SystemTime::UNIX_EPOCH;
-    let mut segment = Segment { path: path.to_owned(), length: begin, end: first, newest, unread, damaged: false };
+    let mut segment =
+        Segment { path: path.to_owned(), length: begin, end: first, newest, unread, damaged: false };
     loop {
         let Step { found, damage } = step(&file, segment.length, length).map_err(damaged)?;
         let Some((offset, head)) = found else { return Ok((segment, damage)) };

@@ -55,7 +55,8 @@ impl SegmentHead {
 
     pub(super) fn of_bytes(bytes: &[u8]) -> Result<Self, Unreadable> {
         let mut reader = Reader(bytes);
-        let read = |reader: &mut Reader<'_>| Some((reader.take()?, reader.u32()?, reader.u64()?, reader.u32()?));
+        let read =
+            |reader: &mut Reader<'_>| Some((reader.take()?, reader.u32()?, reader.u64()?, reader.u32()?));
         let (mark, version, first, sum) = read(&mut reader).ok_or(Unreadable::Damaged)?;
         let summed = bytes.get(..Self::LENGTH - 4).map(crc32fast::hash);
         match (mark == MARK && summed == Some(sum), version) {
@@ -152,9 +153,9 @@ impl std::fmt::Debug for Packer {
 /// Where the next sound head of an entry begins, in bytes among which there is damage.
 pub(super) fn next_entry(bytes: &[u8]) -> Option<usize> {
     let places = bytes.windows(EntryHead::LENGTH).enumerate();
-    places.filter(|(_, window)| window.starts_with(&ENTRY)).find_map(|(at, window)| {
-        EntryHead::of_bytes(window).map(|_| at)
-    })
+    places
+        .filter(|(_, window)| window.starts_with(&ENTRY))
+        .find_map(|(at, window)| EntryHead::of_bytes(window).map(|_| at))
 }
 
 struct Reader<'b>(&'b [u8]);

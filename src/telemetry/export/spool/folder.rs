@@ -46,7 +46,9 @@ pub enum SpoolError {
         found: u32,
     },
     /// Another user's: what this process writes that one could not remove.
-    #[error("the spool belongs to user {theirs}, this process runs as user {ours} ({path}): chown -R it, or name another folder")]
+    #[error(
+        "the spool belongs to user {theirs}, this process runs as user {ours} ({path}): chown -R it, or name another folder"
+    )]
     Owner {
         /// The folder.
         path: PathBuf,
@@ -148,9 +150,10 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
             Err(error) => return Err(io_error("read", &path)(error)),
         }
-        let sound = text.trim_end().split_once(' ').filter(|(sum, number)| {
-            u32::from_str_radix(sum, 16) == Ok(crc32fast::hash(number.as_bytes()))
-        });
+        let sound = text
+            .trim_end()
+            .split_once(' ')
+            .filter(|(sum, number)| u32::from_str_radix(sum, 16) == Ok(crc32fast::hash(number.as_bytes())));
         Ok(sound.and_then(|(_, number)| number.parse().ok()))
     }
 

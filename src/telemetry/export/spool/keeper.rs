@@ -196,7 +196,8 @@ impl Work {
 
     /// On a full disk the oldest go once memory is nearly full, too. Returns whether something went.
     fn make_room(&mut self) -> bool {
-        let Some(spool) = self.spool.as_mut().filter(|spool| self.queue.is_crowded() && spool.bytes() > 0) else {
+        let Some(spool) = self.spool.as_mut().filter(|spool| self.queue.is_crowded() && spool.bytes() > 0)
+        else {
             return false;
         };
         let no_room = spool.drop_oldest();
@@ -227,7 +228,8 @@ impl Work {
             return false;
         }
         let Loaded { mut entries, damaged_points } = spool.load(AHEAD - size);
-        let (mut dropped, now) = (Dropped { damaged: damaged_points, ..Dropped::default() }, self.queue.now());
+        let (mut dropped, now) =
+            (Dropped { damaged: damaged_points, ..Dropped::default() }, self.queue.now());
         entries.retain(|kept| {
             let age = now.duration_since(kept.collected).unwrap_or_default();
             if age > self.options.config.max_age {
