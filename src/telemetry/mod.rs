@@ -201,9 +201,6 @@ fn exporter(
         let started = Keeper::start(&queue, spool, Arc::clone(&stats));
         started.inspect_err(|error| tracing::warn!("OTLP: no thread for the spool: {error}")).ok()
     });
-    if keeper.is_none() {
-        tracing::info!("OTLP: without a spool: what waits for the Collector is in memory alone");
-    }
     let transport = GrpcTransport::new(knobs.destination.subscribe());
     let sender = Sender::new(transport, Arc::clone(&queue), presence, Arc::clone(&stats), config.compression);
     let parts = Parts { resource, readings, stats, queue, keeper };
