@@ -117,7 +117,8 @@ fn spool(otlp: &mut Section<'_>, state_dir: &Path) -> Option<SpoolConfig> {
     let max_bytes = section.setting("max_bytes", bytes(16 << 20..=1 << 40)).or(1 << 30).value;
     let max_age = section.setting("max_age", duration(SECOND * 60..=DAY * 7)).or(DAY).value;
     if !enabled {
-        context.note("otlp.spool is off: what waits for the Collector is in memory alone, and lost at the end");
+        context
+            .note("otlp.spool is off: what waits for the Collector is in memory alone, and lost at the end");
     }
     enabled.then_some(SpoolConfig { path, max_bytes: max_bytes as u64, max_age })
 }
