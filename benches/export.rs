@@ -12,25 +12,34 @@
 #[path = "export/fleet.rs"]
 mod fleet;
 
-use esxi_otel_agent::config::{Compression, OtlpConfig};
+use esxi_otel_agent::config::{Compression, OtlpConfig, SpoolConfig};
 use esxi_otel_agent::readings::{Readings, Snapshot};
 use esxi_otel_agent::simulator::sink::{Sink, SinkOptions};
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::telemetry::catalog;
 use esxi_otel_agent::telemetry::export::Gatherer;
 use esxi_otel_agent::telemetry::export::encode::{Batch, Encoder, Limits, Times};
-use esxi_otel_agent::telemetry::export::peer::Peer;
+use esxi_otel_agent::telemetry::export::peer::{Peer, Presence};
+use esxi_otel_agent::telemetry::export::queue::{Caps, Queue};
+use esxi_otel_agent::telemetry::export::sender::{Closing, Sender};
+use esxi_otel_agent::telemetry::export::spool::{Keeper, Spool, SpoolOptions};
 use esxi_otel_agent::telemetry::export::transport::{GrpcTransport, Transport};
 use esxi_otel_agent::telemetry::metrics::{Grouped, Instruments};
 use esxi_otel_agent::telemetry::prometheus::{Format, Page};
 use fleet::Fleet;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
 
 const AS_SINK: &str = "BENCH_AS_SINK";
 const ROUNDS: u32 = 3;
+/// Length of the outage, at an export a minute.
+const MINUTES: u32 = 20;
+const MOST_SPOOLED: u64 = 1 << 30;
 
 fn main() -> Result<(), Box<dyn Error>> {
     if std::env::var_os(AS_SINK).is_some() {
@@ -42,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _guard = runtime.enter();
     let (mut child, endpoint) = spawn_sink()?;
-    let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
+    let mut transport = GrpcTransport::to(Peer::new(&config(&endpoint))?);
     let mut export = |gatherer: &mut Gatherer, readings: &Readings| -> Result<Vec<Batch>, Box<dyn Error>> {
         let batches = gatherer.everything(&readings.snapshot(), vec![])?.batches;
         runtime.block_on(send(&mut transport, &batches, Compression::Zstd))?;
@@ -68,6 +77,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     report(&batches);
 
+    println!("\nwhile the Collector is away, and back again");
+    drop(std::mem::take(&mut batches));
+    fleet.round(&readings, ROUNDS + 1);
+    readings.take_changes();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let mut spool = Spool::open(folder.path(), MOST_SPOOLED)?;
+    batches = measure("collect, and into the spool", || gather_into(&mut spool, &mut gatherer, &readings))?;
+    println!("  {:.2} MB on disk", spool.bytes() as f64 / 1e6);
+    for _ in 1..MINUTES {
+        let at = SystemTime::now();
+        spool.append(batches.iter().map(|batch| (batch, at)), false)?;
+    }
+    drop(spool);
+    let name = format!("{MINUTES} minutes, out of the spool");
+    let began = Instant::now();
+    measure(&name, || runtime.block_on(drain(folder.path(), &endpoint)))?;
+    println!("  {:.0} x real time", f64::from(MINUTES) * 60.0 / began.elapsed().as_secs_f64());
+
     println!("\nits parts");
     for round in 1..=ROUNDS {
         measure("a round's readings", || fleet.round(&readings, ROUNDS + round));
@@ -88,7 +115,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     drop((collected, encoded));
     measure("all of these, and the ends", || gatherer.everything(&snapshot, vec![]).map(drop))?;
     for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
-        let mut transport = GrpcTransport::new(Peer::new(&config(&endpoint))?);
+        let mut transport = GrpcTransport::to(Peer::new(&config(&endpoint))?);
         let name = format!("compress and send, {compression:?}");
         measure(&name, || runtime.block_on(send(&mut transport, &batches, compression)))?;
     }
@@ -140,6 +167,41 @@ async fn send(
             return Err(format!("not all was taken: {}", partial.error_message).into());
         }
     }
+    Ok(())
+}
+
+fn gather_into(
+    spool: &mut Spool,
+    gatherer: &mut Gatherer,
+    readings: &Readings,
+) -> Result<Vec<Batch>, Box<dyn Error>> {
+    let batches = gatherer.everything(&readings.snapshot(), vec![])?.batches;
+    let at = SystemTime::now();
+    // As the agent does it: so many at once.
+    for batches in batches.chunks(8) {
+        spool.append(batches.iter().map(|batch| (batch, at)), false)?;
+    }
+    Ok(batches)
+}
+
+/// Sends what is in the spool, as the agent does.
+async fn drain(folder: &Path, endpoint: &str) -> Result<(), Box<dyn Error>> {
+    let age = Duration::from_secs(86_400);
+    let queue = Arc::new(Queue::new(Caps { bytes: 128 << 20, age }));
+    let config = SpoolConfig { path: folder.to_owned(), max_bytes: MOST_SPOOLED, max_age: age };
+    let stats = Stats::new();
+    let keeper = Keeper::start(&queue, SpoolOptions::new(config), Arc::clone(&stats))?;
+    let transport = GrpcTransport::to(Peer::new(&self::config(endpoint))?);
+    let presence = Arc::new(Presence::new(endpoint));
+    let sender = Sender::new(transport, Arc::clone(&queue), presence, stats, Compression::Zstd);
+    let (_closing, closes) = watch::channel(Closing::No);
+    let sending = tokio::spawn(sender.run(closes));
+    queue.wait_empty().await;
+    sending.abort();
+    if !queue.flush().await {
+        return Err("the spool could not be written".into());
+    }
+    keeper.end().await;
     Ok(())
 }
 
@@ -199,6 +261,7 @@ fn config(endpoint: &str) -> OtlpConfig {
         max_points: 8_000,
         queue_max_bytes: 256 << 20,
         queue_max_age: Duration::from_secs(3_600),
+        spool: None,
         resource: vec![],
         metrics: true,
         traces: None,

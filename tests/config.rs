@@ -144,6 +144,9 @@ fn without_a_file_the_defaults_hold() {
     let otlp = config.otlp.unwrap();
     assert_eq!((&*otlp.endpoint, otlp.compression), ("http://localhost:4317", Compression::Zstd));
     assert_eq!((otlp.interval, otlp.timeout, otlp.max_points), (second * 60, second * 10, 8000));
+    let spool = otlp.spool.unwrap();
+    assert_eq!(spool.path, Path::new("/state/spool"));
+    assert_eq!((spool.max_bytes, spool.max_age), (1 << 30, second * 86_400));
     let resource: Vec<_> = otlp.resource.iter().map(|(k, v)| (&**k, &**v)).collect();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(

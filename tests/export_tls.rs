@@ -4,6 +4,7 @@
 
 mod export;
 
+use esxi_otel_agent::config::SpoolConfig;
 use esxi_otel_agent::simulator::sink::{Sink, SinkOptions, SinkTls};
 use export::{Agent, LIMIT, otlp};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -75,6 +76,32 @@ async fn a_collector_that_is_not_trusted_gets_nothing() {
     agent.exporter.finish(deadline).await.expect("running");
     assert!(agent.counted("dropped") > 0.0);
     assert_eq!(sink.seen(|seen| seen.messages.len()), 0);
+}
+
+#[tokio::test]
+async fn points_wait_for_a_certificate_that_is_good_again_and_for_ones_own() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().expect("a folder"));
+    let expired = || {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let certificate = params.signed_by(&key, &pki.ca).expect("signed").pem();
+        let tls = Some(SinkTls { certificate, key: key.serialize_pem(), client_ca: None });
+        Sink::start(SinkOptions { tls, ..SinkOptions::default() }).expect("a free port")
+    };
+    for bad in [expired(), pki.sink(Some(pki.ca.pem()))] {
+        let mut config = otlp(bad.endpoint());
+        config.ca_file = Some(pki.file("ca.pem", &pki.ca.pem()));
+        let path = folder.path().join("spool");
+        let max_age = std::time::Duration::from_secs(3_600);
+        config.spool = Some(SpoolConfig { path, max_bytes: 1 << 24, max_age });
+        let agent = Agent::start(&config);
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        agent.exporter.finish(deadline).await.expect("running");
+        assert_eq!((agent.counted("dropped"), agent.counted("rejected")), (0.0, 0.0));
+        assert_eq!(bad.seen(|seen| seen.messages.len()), 0);
+        assert!(agent.queue.load().points > 0);
+    }
 }
 
 #[test]

@@ -134,10 +134,10 @@ fn resolve(context: &Context<'_>, host_name: &str) -> Config {
         ssh: ssh(&mut root, &state_dir, visits_every),
         overall_state: overall_state.map(|on| on.value),
         critical_service: critical_service.map(|on| on.value),
-        state_dir,
+        state_dir: state_dir.clone(),
         lockout: lockout(&mut root),
         vcenter,
-        otlp: super::otlp::resolve(&mut root, &instance),
+        otlp: super::otlp::resolve(&mut root, &instance, &state_dir),
         prometheus: prometheus(&mut root),
     }
 }

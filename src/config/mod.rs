@@ -172,8 +172,10 @@ pub struct OtlpConfig {
     pub max_points: usize,
     /// Cap of the queue in memory, encoded bytes.
     pub queue_max_bytes: usize,
-    /// Cap of the age of what is queued.
+    /// Cap of the age of what is queued while there is no spool.
     pub queue_max_age: Duration,
+    /// `None`: what waits is in memory alone.
+    pub spool: Option<SpoolConfig>,
     /// `service.name`, `service.instance.id` and the attributes of `OTEL_RESOURCE_ATTRIBUTES`, ready.
     pub resource: Vec<(String, String)>,
     /// `None`: no traces.
@@ -182,6 +184,17 @@ pub struct OtlpConfig {
     pub metrics: bool,
     /// Export log records at info and above.
     pub logs: bool,
+}
+
+/// Where and how much of what waits for the Collector is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// A folder of its own.
+    pub path: PathBuf,
+    /// Cap of its size.
+    pub max_bytes: u64,
+    /// Cap of the age of what is in there.
+    pub max_age: Duration,
 }
 
 /// Compression of OTLP messages.

@@ -14,13 +14,13 @@
 use super::load::{DAY, SECOND};
 use super::section::{At, By, Context, Section};
 use super::values::{boolean, bytes, duration, endpoint, integer, milliseconds, one_of, pairs, ratio, text};
-use super::{Compression, OtlpConfig, TracesConfig};
+use super::{Compression, OtlpConfig, SpoolConfig, TracesConfig};
 use crate::accounts::Secret;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 
@@ -30,7 +30,7 @@ const MOST_POINTS: usize = 35_000;
 const INTERVALS: RangeInclusive<Duration> = SECOND..=DAY;
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 
-pub(super) fn resolve(root: &mut Section<'_>, host_name: &str) -> Option<OtlpConfig> {
+pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path) -> Option<OtlpConfig> {
     const COMPRESSIONS: &[(&str, Compression)] =
         &[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)];
     let context = root.context;
@@ -80,6 +80,8 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str) -> Option<OtlpCon
     let mut queue = section.section("queue");
     let queue_max_bytes = queue.setting("max_bytes", bytes(1 << 20..=1 << 36)).or(128 << 20).value;
     let queue_max_age = queue.setting("max_age", duration(SECOND..=DAY * 7)).or(SECOND * 3600).value;
+    drop(queue);
+    let spool = spool(&mut section, state_dir);
     let metrics = exporter(context, "OTEL_METRICS_EXPORTER").is_none_or(|on| on.value);
     let traces = traces(&mut section);
     let logs = switch(&mut section.section("logs"), "OTEL_LOGS_EXPORTER");
@@ -98,11 +100,27 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str) -> Option<OtlpCon
         max_points,
         queue_max_bytes,
         queue_max_age,
+        spool,
         resource,
         traces,
         metrics,
         logs,
     })
+}
+
+fn spool(otlp: &mut Section<'_>, state_dir: &Path) -> Option<SpoolConfig> {
+    let mut section = otlp.section("spool");
+    let context = section.context;
+    let enabled = section.setting("enabled", boolean).or(true).value;
+    let path = section.setting("path", |value| context.path(value)).or(state_dir.join("spool")).value;
+    // Whatever is smaller could not hold one export of a large fleet.
+    let max_bytes = section.setting("max_bytes", bytes(16 << 20..=1 << 40)).or(1 << 30).value;
+    let max_age = section.setting("max_age", duration(SECOND * 60..=DAY * 7)).or(DAY).value;
+    if !enabled {
+        context
+            .note("otlp.spool is off: what waits for the Collector is in memory alone, and lost at the end");
+    }
+    enabled.then_some(SpoolConfig { path, max_bytes: max_bytes as u64, max_age })
 }
 
 /// Of the variables the first one that is set; else the file's.

@@ -27,7 +27,8 @@ use export::encode::Limits;
 use export::peer::{Peer, PeerError, Presence};
 use export::queue::{Caps, Queue};
 use export::sender::Sender;
-use export::transport::GrpcTransport;
+use export::spool::{Keeper, SpoolOptions};
+use export::transport::{Destination, GrpcTransport};
 use export::{Exporter, Options, Parts};
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::ExporterBuildError;
@@ -37,6 +38,7 @@ use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Dispatch;
@@ -64,6 +66,7 @@ pub struct Telemetry {
     pub dispatch: Dispatch,
     past_spans: PastSpans,
     exporter: Option<Exporter>,
+    knobs: Option<Knobs>,
     traces: Option<SdkTracerProvider>,
     logs: Option<SdkLoggerProvider>,
 }
@@ -82,7 +85,7 @@ impl Telemetry {
         let Some(otlp) = &config.otlp else {
             let dispatch = Dispatch::new(tracing_subscriber::registry().with(console.map(Console::layer)));
             let past_spans = PastSpans::default();
-            return Ok(Self { dispatch, past_spans, exporter: None, traces: None, logs: None });
+            return Ok(Self { dispatch, past_spans, exporter: None, knobs: None, traces: None, logs: None });
         };
         let peer = Peer::new(otlp)?;
         let presence = Arc::new(Presence::new(peer.name()));
@@ -109,12 +112,14 @@ impl Telemetry {
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
+        let knobs = Knobs::new(otlp, peer);
         let exporter = otlp.metrics.then(|| {
             tracing::dispatcher::with_default(&dispatch, || {
-                exporter(otlp, peer, presence, resource, readings, stats, cancel)
+                exporter(otlp, &knobs, presence, resource, readings, stats, cancel)
             })
         });
-        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, traces, logs })
+        let (past_spans, knobs) = (PastSpans::new(tracer), Some(knobs));
+        Ok(Self { dispatch, past_spans, exporter, knobs, traces, logs })
     }
 
     /// Makes spans whose times are known only afterwards.
@@ -125,6 +130,20 @@ impl Telemetry {
     /// The exporter of metrics, if there is one.
     pub fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_ref()
+    }
+
+    /// Metrics go to another Collector, at another pace, from the next request on: those that wait already, too.
+    /// Endpoint, headers, TLS, compression, time-out, interval and the size of messages are taken over; whatever
+    /// else there is in `otlp` needs a new start.
+    ///
+    /// # Errors
+    /// When the new address, headers or files can't be used; then everything stays as it was.
+    pub fn reconfigure(&self, otlp: &OtlpConfig) -> Result<(), PeerError> {
+        let Some(knobs) = &self.knobs else { return Ok(()) };
+        let destination = Destination { peer: Peer::new(otlp)?, compression: otlp.compression };
+        knobs.destination.send_replace(destination);
+        knobs.options.send_replace(options(otlp));
+        Ok(())
     }
 
     /// Sends what is left, the signals side by side, and ends. Takes at most `limit`: a Collector that hangs
@@ -152,23 +171,45 @@ async fn flush(limit: Duration, shutdown: impl FnOnce() -> OTelSdkResult + Send 
     let _ = timeout(limit, tokio::task::spawn_blocking(shutdown)).await;
 }
 
+/// What of the export of metrics can change while it runs.
+#[derive(Debug)]
+struct Knobs {
+    destination: watch::Sender<Destination>,
+    options: watch::Sender<Options>,
+}
+
+impl Knobs {
+    fn new(otlp: &OtlpConfig, peer: Peer) -> Self {
+        let destination = Destination { peer, compression: otlp.compression };
+        Self { destination: watch::Sender::new(destination), options: watch::Sender::new(options(otlp)) }
+    }
+}
+
 fn exporter(
     config: &OtlpConfig,
-    peer: Peer,
+    knobs: &Knobs,
     presence: Arc<Presence>,
     resource: Resource,
     readings: Arc<Readings>,
     stats: Arc<Stats>,
     cancel: CancellationToken,
 ) -> Exporter {
-    let caps = Caps { bytes: config.queue_max_bytes, age: config.queue_max_age };
-    let queue = Arc::new(Queue::new(caps));
-    let transport = GrpcTransport::new(peer);
+    let spool = config.spool.clone().map(SpoolOptions::new);
+    let max_age = spool.as_ref().map_or(config.queue_max_age, |spool| spool.config.max_age);
+    let queue = Arc::new(Queue::new(Caps { bytes: config.queue_max_bytes, age: max_age }));
+    let keeper = spool.and_then(|spool| {
+        let started = Keeper::start(&queue, spool, Arc::clone(&stats));
+        started.inspect_err(|error| tracing::warn!("OTLP: no thread for the spool: {error}")).ok()
+    });
+    let transport = GrpcTransport::new(knobs.destination.subscribe());
     let sender = Sender::new(transport, Arc::clone(&queue), presence, Arc::clone(&stats), config.compression);
+    let parts = Parts { resource, readings, stats, queue, keeper };
+    Exporter::spawn(knobs.options.subscribe(), parts, sender, cancel)
+}
+
+fn options(config: &OtlpConfig) -> Options {
     let limits = Limits { points: config.max_points, bytes: Limits::BYTES };
-    let options = Options { interval: config.interval, limits };
-    let parts = Parts { resource, readings, stats, queue };
-    Exporter::spawn(options, parts, sender, cancel)
+    Options { interval: config.interval, limits }
 }
 
 fn resource(config: &OtlpConfig) -> Resource {

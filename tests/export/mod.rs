@@ -11,10 +11,12 @@ use esxi_otel_agent::telemetry::export::encode::Limits;
 use esxi_otel_agent::telemetry::export::peer::{Peer, Presence};
 use esxi_otel_agent::telemetry::export::queue::{Caps, Queue};
 use esxi_otel_agent::telemetry::export::sender::Sender;
-use esxi_otel_agent::telemetry::export::transport::GrpcTransport;
+use esxi_otel_agent::telemetry::export::spool::{Keeper, SpoolOptions};
+use esxi_otel_agent::telemetry::export::transport::{Destination, GrpcTransport};
 use esxi_otel_agent::telemetry::export::{Exporter, Options, Parts};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for a machine that is busy with other things.
@@ -41,6 +43,8 @@ pub struct Agent {
     pub readings: Arc<Readings>,
     pub stats: Arc<Stats>,
     pub exporter: Exporter,
+    pub queue: Arc<Queue>,
+    pub destination: watch::Sender<Destination>,
     _ends: tokio_util::sync::DropGuard,
 }
 
@@ -51,9 +55,15 @@ impl Agent {
         let stats = Stats::new();
         let peer = Peer::new(otlp).expect("a valid peer");
         let presence = Arc::new(Presence::new(peer.name()));
-        let queue = Arc::new(Queue::new(Caps { bytes: otlp.queue_max_bytes, age: otlp.queue_max_age }));
+        let age = otlp.spool.as_ref().map_or(otlp.queue_max_age, |spool| spool.max_age);
+        let queue = Arc::new(Queue::new(Caps { bytes: otlp.queue_max_bytes, age }));
+        let keeper = otlp.spool.clone().map(|config| {
+            let options = SpoolOptions { config, patience: Duration::ZERO };
+            Keeper::start(&queue, options, Arc::clone(&stats)).expect("a thread")
+        });
+        let (destination, destinations) = watch::channel(Destination { peer, compression: otlp.compression });
         let sender = Sender::new(
-            GrpcTransport::new(peer),
+            GrpcTransport::new(destinations),
             Arc::clone(&queue),
             presence,
             Arc::clone(&stats),
@@ -63,13 +73,14 @@ impl Agent {
             resource: opentelemetry_sdk::Resource::builder_empty().with_service_name("agent").build(),
             readings: Arc::clone(&readings),
             stats: Arc::clone(&stats),
-            queue,
+            queue: Arc::clone(&queue),
+            keeper,
         };
         let limits = Limits { points: otlp.max_points, bytes: Limits::BYTES };
-        let options = Options { interval: otlp.interval, limits };
+        let options = watch::channel(Options { interval: otlp.interval, limits }).1;
         let cancel = CancellationToken::new();
         let exporter = Exporter::spawn(options, parts, sender, cancel.clone());
-        Self { readings, stats, exporter, _ends: cancel.drop_guard() }
+        Self { readings, stats, exporter, queue, destination, _ends: cancel.drop_guard() }
     }
 
     /// A host's visit brings these services' states.
@@ -113,6 +124,7 @@ pub fn otlp(endpoint: String) -> OtlpConfig {
         max_points: 8_000,
         queue_max_bytes: 64 << 20,
         queue_max_age: Duration::from_secs(3_600),
+        spool: None,
         resource: vec![("service.name".into(), "esxi-otel-agent".into())],
         metrics: true,
         traces: None,

@@ -14,7 +14,7 @@ use prost::Message;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How large a request may be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Most points.
     pub points: usize,

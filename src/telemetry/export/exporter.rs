@@ -3,9 +3,10 @@
 use super::encode::Limits;
 use super::gather::{Gathered, Gatherer};
 use super::queue::Queue;
-use super::sender::Sender;
+use super::sender::{Closing, Sender};
+use super::spool::{self, Keeper};
 use super::transport::Transport;
-use super::{Outcome, QUEUE_AGE, QUEUE_BYTES, count};
+use super::{Dropped, QUEUE_AGE, QUEUE_BYTES};
 use crate::metric::Attributes;
 use crate::readings::Readings;
 use crate::stats::Stats;
@@ -15,7 +16,7 @@ use opentelemetry_sdk::Resource;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::instrument::WithSubscriber;
@@ -24,8 +25,11 @@ use tracing::instrument::WithSubscriber;
 /// the first of its changes is still out within a second.
 const COALESCE: Duration = Duration::from_millis(500);
 
+/// Kept of the time for the end, for writing down what was sent of the spool.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// When, and in what portions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Pause between two exports of everything.
     pub interval: Duration,
@@ -44,6 +48,8 @@ pub struct Parts {
     pub stats: Arc<Stats>,
     /// The queue that the sender empties.
     pub queue: Arc<Queue>,
+    /// Keeps it on disk; `None`: it is in memory alone.
+    pub keeper: Option<Keeper>,
 }
 
 /// A handle on the running exporter.
@@ -64,19 +70,18 @@ enum Command {
 }
 
 impl Exporter {
-    /// Starts the exporter and its sender on the current runtime. `cancel` ends both at once; whoever
-    /// wants what is left to be sent calls [`Exporter::finish`] before.
+    /// Starts the exporter and its sender on the current runtime; other `options` hold from the next export on.
+    /// `cancel` ends both at once; whoever wants what is left to be sent calls [`Exporter::finish`] before.
     pub fn spawn<T: Transport + 'static>(
-        options: Options,
+        options: watch::Receiver<Options>,
         parts: Parts,
         sender: Sender<T>,
         cancel: CancellationToken,
     ) -> Self {
         let (commands, receiver) = mpsc::channel(8);
-        let (closing, closes) = watch::channel(false);
+        let (closing, closes) = watch::channel(Closing::No);
         let sender = AbortOnDropHandle::new(tokio::spawn(sender.run(closes).with_current_subscriber()));
-        let task =
-            Task { options, gatherer: None, started: SystemTime::now(), parts, closing, _sender: sender };
+        let task = Task { options, gatherer: None, started: SystemTime::now(), parts, closing, sender };
         let task = async move { cancel.run_until_cancelled(task.run(receiver)).await };
         tokio::spawn(task.with_current_subscriber());
         Self { commands }
@@ -88,6 +93,8 @@ impl Exporter {
     }
 
     /// Collects everything a last time, waits until the queue is empty, at most until `deadline`, and ends.
+    /// What can't be sent by then stays on the disk for the next start. Where it is there already and nobody takes it,
+    /// nobody is waited for.
     pub async fn finish(&self, deadline: Instant) -> Result<(), ExporterGone> {
         self.ask(|done| Command::Finish(deadline, done)).await
     }
@@ -100,19 +107,20 @@ impl Exporter {
 }
 
 struct Task {
-    options: Options,
+    options: watch::Receiver<Options>,
     /// `None` before the first collection and after one that panicked.
     gatherer: Option<Gatherer>,
     started: SystemTime,
     parts: Parts,
-    closing: watch::Sender<bool>,
-    _sender: AbortOnDropHandle<()>,
+    closing: watch::Sender<Closing>,
+    sender: AbortOnDropHandle<()>,
 }
 
 impl Task {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut ticks = interval(self.options.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut options = self.options.clone();
+        let mut every = options.borrow_and_update().interval;
+        let mut ticks = ticks(Instant::now(), every);
         let readings = Arc::clone(&self.parts.readings);
         let mut changes_due: Option<Instant> = None;
         loop {
@@ -135,6 +143,16 @@ impl Task {
                     self.export_everything().await;
                     changes_due = None;
                 }
+                () = changed(&mut options) => {
+                    let Options { interval, limits } = *options.borrow_and_update();
+                    if interval != every {
+                        every = interval;
+                        ticks = self::ticks(Instant::now() + every, every);
+                    }
+                    if let Some(gatherer) = &mut self.gatherer {
+                        gatherer.set_limits(limits);
+                    }
+                }
                 () = readings.changed(), if changes_due.is_none() => {
                     changes_due = Some(Instant::now() + COALESCE);
                 }
@@ -147,15 +165,38 @@ impl Task {
     }
 
     async fn finish(&mut self, deadline: Instant) {
-        let everything = async {
-            self.export_everything().await;
-            self.closing.send_replace(true);
-            self.parts.queue.wait_empty().await;
+        let queue = Arc::clone(&self.parts.queue);
+        let reserve = LAST_WORDS.min(deadline.saturating_duration_since(Instant::now()) / 4);
+        let last_words = deadline.checked_sub(reserve).unwrap_or(deadline);
+        // Whatever was collected before has to get to the disk, also where this takes too long.
+        let _ = timeout_at(last_words, self.export_everything()).await;
+        let is_kept = timeout_at(deadline, queue.flush()).await.unwrap_or(false);
+        self.closing.send_replace(if is_kept { Closing::Kept } else { Closing::Volatile });
+        tokio::select! {
+            () = queue.wait_empty() => {}
+            // Nobody takes it, and it is kept.
+            _ = &mut self.sender => {}
+            () = sleep_until(last_words) => {}
+        }
+        let ending = async {
+            let is_kept = queue.flush().await;
+            if let Some(keeper) = self.parts.keeper.take() {
+                keeper.end().await;
+            }
+            is_kept
         };
-        if timeout_at(deadline, everything).await.is_err() {
-            let left = self.parts.queue.load().points;
-            count(&self.parts.stats, Outcome::Dropped, left);
-            tracing::warn!("OTLP: {left} points were not taken before the agent ended");
+        let is_kept = timeout_at(deadline, ending).await.unwrap_or(false);
+        self.conclude(is_kept);
+    }
+
+    /// Says what became of the points that were not sent.
+    fn conclude(&self, is_kept: bool) {
+        let load = self.parts.queue.load();
+        let at_end = if is_kept { 0 } else { load.volatile };
+        self.parts.queue.drops.note(&self.parts.stats, Dropped { at_end, ..Dropped::default() });
+        let kept = load.points - at_end;
+        if kept > 0 {
+            tracing::info!("OTLP: {kept} points wait in the spool for the next start");
         }
     }
 
@@ -182,7 +223,7 @@ impl Task {
     ) {
         let mut gatherer = self.gatherer.take().unwrap_or_else(|| {
             let instruments = Instruments::new(self.parts.resource.clone());
-            Gatherer::new(instruments, self.options.limits, self.started)
+            Gatherer::new(instruments, self.options.borrow().limits, self.started)
         });
         let gathered = tokio::task::spawn_blocking(move || {
             let gathered = gather(&mut gatherer);
@@ -196,10 +237,11 @@ impl Task {
             Err(panicked) => return tracing::error!("collecting the metrics failed: {panicked}"),
         };
         match gathered {
-            Ok(Gathered { batches, at }) => {
+            Ok(Gathered { batches, .. }) => {
+                let Parts { queue, stats, .. } = &self.parts;
+                let now = queue.now();
                 for batch in batches {
-                    let dropped = self.parts.queue.push(batch, at, at);
-                    count(&self.parts.stats, Outcome::Dropped, dropped);
+                    queue.drops.note(stats, queue.push(batch, now, now));
                 }
                 self.note_queue();
             }
@@ -209,10 +251,26 @@ impl Task {
 
     fn note_queue(&self) {
         let load = self.parts.queue.load();
-        let age = load.oldest.and_then(|oldest| SystemTime::now().duration_since(oldest).ok());
+        let age = load.oldest.and_then(|oldest| self.parts.queue.now().duration_since(oldest).ok());
         let set = |def, value| self.parts.stats.set(def, Attributes::new::<&str, &str>([]), value);
         set(&QUEUE_BYTES, load.bytes as f64);
         set(&QUEUE_AGE, age.unwrap_or_default().as_secs_f64());
+        if self.parts.keeper.is_some() {
+            set(&spool::BYTES, load.spooled as f64);
+        }
+    }
+}
+
+fn ticks(first: Instant, every: Duration) -> Interval {
+    let mut ticks = interval_at(first, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Waits for another value; for ever when nobody can give one any more.
+pub(super) async fn changed<T>(of: &mut watch::Receiver<T>) {
+    if of.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

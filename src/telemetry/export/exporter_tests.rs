@@ -70,6 +70,7 @@ struct Agent {
     exporter: Exporter,
     arrived: mpsc::UnboundedReceiver<(Instant, Vec<Point>)>,
     born: Instant,
+    options: watch::Sender<Options>,
 }
 
 impl Agent {
@@ -91,11 +92,12 @@ impl Agent {
             readings: Arc::clone(&readings),
             stats,
             queue,
+            keeper: None,
         };
         let limits = Limits { points: 8_000, bytes: Limits::BYTES };
-        let options = Options { interval: Duration::from_secs(60), limits };
-        let exporter = Exporter::spawn(options, parts, sender, CancellationToken::new());
-        let mut agent = Self { readings, exporter, arrived, born: Instant::now() };
+        let (options, chosen) = watch::channel(Options { interval: Duration::from_secs(60), limits });
+        let exporter = Exporter::spawn(chosen, parts, sender, CancellationToken::new());
+        let mut agent = Self { readings, exporter, arrived, born: Instant::now(), options };
         assert_eq!(agent.next().await, (0, vec![]), "the agent's own metrics go out at once");
         agent
     }
@@ -192,4 +194,19 @@ async fn the_end_of_the_agent_exports_a_last_time_and_ends_no_series() {
     agent.exporter.finish(deadline).await.expect("lives");
     assert_eq!(agent.next().await.1, [point("t.state a", 1.0)]);
     assert_eq!(agent.exporter.export_now().await, Err(ExporterGone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_interval_and_another_size_hold_from_the_next_export_on() {
+    let mut agent = Agent::start().await;
+    agent.report("a", vec![took("a", 0.1), took("b", 0.1)]);
+    agent.options.send_modify(|options| options.interval = Duration::from_secs(10));
+    assert_eq!(agent.next().await, (10_000, vec![point("t.took a", 0.1), point("t.took b", 0.1)]));
+    agent.options.send_modify(|options| options.limits.points = 1);
+    let mut points = vec![];
+    while points.len() < 2 {
+        let (at, more) = agent.next().await;
+        assert!(at == 20_000 && more.len() <= 1, "one at a time: {at} {more:?}");
+        points.extend(more);
+    }
 }

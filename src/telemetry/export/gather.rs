@@ -32,6 +32,11 @@ impl Gatherer {
         Self { instruments, limits, started, live: Live::default() }
     }
 
+    /// Of the next collections.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Everything, and the ends of what went out before and is not there any more.
     pub fn everything(&mut self, readings: &Snapshot, own: Vec<Sample>) -> Result<Gathered, CollectError> {
         let grouped = Grouped::new(readings.samples().cloned().chain(own));

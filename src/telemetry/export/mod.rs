@@ -1,4 +1,4 @@
-//! Points to a Collector: collect, encode, queue, send.
+//! Points to a Collector: collect, encode, queue (in memory, and on disk when it takes longer), send.
 //!
 //! Everything goes out each interval. Between, what changed goes out within a second: only the changed
 //! series, and the ends of those that have gone. A series that ends gets exactly one flagged point.
@@ -7,14 +7,18 @@ pub mod encode;
 pub mod peer;
 pub mod queue;
 pub mod sender;
+pub mod spool;
 pub mod transport;
 
+mod addresses;
+mod drops;
 mod exporter;
 mod gather;
 mod live;
 mod split;
 mod wire;
 
+pub use drops::{Dropped, Drops};
 pub use exporter::{Exporter, ExporterGone, Options, Parts};
 pub use gather::Gatherer;
 
@@ -27,8 +31,18 @@ pub static POINTS: MetricDef = MetricDef {
     kind: Kind::Counter,
     unit: Unit::None,
     cadence: Cadence::Periodic,
-    help: "Points by what became of them: exported, rejected by the Collector, or dropped because the queue was full or they were too old.",
+    help: "Points by what became of them: exported, rejected by the Collector, or dropped before they could be sent.",
     attributes: &["outcome"],
+};
+
+/// Dropped points by the reason.
+pub static DROPS: MetricDef = MetricDef {
+    name: "esxi.agent.export.drops",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "Dropped points by the reason: too_old, no_room in the queue, damaged on disk, or at_end of the agent, not sent and in memory alone.",
+    attributes: &["reason"],
 };
 
 /// Encoded bytes that wait.
@@ -37,7 +51,7 @@ pub static QUEUE_BYTES: MetricDef = MetricDef {
     kind: Kind::Gauge,
     unit: Unit::Bytes,
     cadence: Cadence::Periodic,
-    help: "Encoded points that wait for the Collector.",
+    help: "Encoded points that wait for the Collector in memory.",
     attributes: &[],
 };
 
@@ -47,7 +61,7 @@ pub static QUEUE_AGE: MetricDef = MetricDef {
     kind: Kind::Gauge,
     unit: Unit::Seconds,
     cadence: Cadence::Periodic,
-    help: "Age of the oldest points that wait for the Collector, 0 when none wait.",
+    help: "Age of the oldest points that wait for the Collector, in memory or on disk, 0 when none wait.",
     attributes: &[],
 };
 
@@ -62,7 +76,8 @@ pub static SPANS: MetricDef = MetricDef {
 };
 
 /// The metrics of this room.
-pub static METRICS: &[&MetricDef] = &[&POINTS, &QUEUE_BYTES, &QUEUE_AGE, &SPANS];
+pub static METRICS: &[&MetricDef] =
+    &[&POINTS, &DROPS, &QUEUE_BYTES, &QUEUE_AGE, &spool::BYTES, &spool::DAMAGED, &SPANS];
 
 /// What became of points.
 #[derive(Debug, Clone, Copy)]

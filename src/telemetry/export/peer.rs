@@ -94,6 +94,15 @@ impl Peer {
         &self.name
     }
 
+    /// Name and port, if it has a name that may come to mean other addresses.
+    pub fn looked_up(&self) -> Option<(String, u16)> {
+        let uri = self.endpoint.uri();
+        let host = uri.host()?;
+        let is_address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        (!is_address).then(|| (host.to_owned(), port))
+    }
+
     /// Limit of one call.
     pub fn limit(&self) -> Duration {
         self.limit

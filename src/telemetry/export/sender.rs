@@ -12,7 +12,7 @@ use crate::outcome::chain;
 use crate::stats::Stats;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsPartialSuccess;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -52,6 +52,17 @@ pub struct Sender<T> {
     told_of_compression: bool,
 }
 
+/// Whether the agent ends, and what that means for what waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// It does not.
+    No,
+    /// What is not sent soon is lost.
+    Volatile,
+    /// What is not sent now is there at the next start.
+    Kept,
+}
+
 /// What a failed call means.
 #[derive(Debug, PartialEq)]
 enum Verdict {
@@ -88,19 +99,29 @@ impl<T: Transport> Sender<T> {
     }
 
     /// Sends for ever. To be dropped when there is nothing left, or no time; once `closing` says so,
-    /// pauses are short.
-    pub async fn run(mut self, mut closing: watch::Receiver<bool>) {
+    /// pauses are short, or a failure is the end.
+    pub async fn run(mut self, mut closing: watch::Receiver<Closing>) {
         loop {
             let (ticket, batch) = self.queue.wait_front().await;
+            if let Some(compression) = self.transport.renew() {
+                (self.configured, self.compression, self.told_of_compression) =
+                    (compression, compression, false);
+            }
             let Some(pause) = self.deliver(ticket, batch).await else { continue };
             let ends = *closing.borrow_and_update();
-            let pause = if ends { pause.min(CLOSING_PAUSE) } else { pause };
+            let pause = match ends {
+                Closing::No => pause,
+                Closing::Volatile => pause.min(CLOSING_PAUSE),
+                Closing::Kept => return,
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 // The sender of the channel goes with the exporter, which aborts this task as well.
-                _ = closing.changed(), if !ends => {}
+                _ = closing.changed(), if ends == Closing::No => {}
+                // Somewhere else it may be taken at once.
+                () = self.transport.changed() => self.pause = SHORTEST_PAUSE,
             }
-            count(&self.stats, Outcome::Dropped, self.queue.expire(SystemTime::now()));
+            self.queue.drops.note(&self.stats, self.queue.expire(self.queue.now()));
         }
     }
 
@@ -227,11 +248,24 @@ fn judge(error: &CallError, size: usize) -> Verdict {
         | Code::OutOfRange
         | Code::Unavailable
         | Code::DataLoss => Verdict::Again(asked),
-        Code::Unimplemented => Verdict::Compression,
-        // Not the server's word: the connection broke, and gRPC has no better code for that.
+        // Not the server's word: the connection broke, and gRPC has no better code for that; or something
+        // else than a Collector has answered: a proxy whose Collector is away, say.
         _ if std::error::Error::source(&**status).is_some() => Verdict::Again(None),
+        _ if is_of_http(status) => Verdict::Again(None),
+        Code::Unimplemented => Verdict::Compression,
         _ => Verdict::Refused,
     }
+}
+
+/// tonic's own words for an answer that is none of gRPC, or is cut off: they have no source, as the Collector's have none.
+fn is_of_http(status: &Status) -> bool {
+    const WORDS: [&str; 4] = [
+        "grpc-status header missing",
+        "missing grpc-status trailer",
+        "protocol error: received message with",
+        "Unexpected EOF decoding stream",
+    ];
+    WORDS.iter().any(|words| status.message().contains(words))
 }
 
 fn retry_delay(status: &Status) -> Option<Duration> {

@@ -10,6 +10,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use prost::Message;
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::time::SystemTime;
 use tonic_types::ErrorDetails;
 
 static STATE: MetricDef = MetricDef {
@@ -106,12 +107,13 @@ async fn send(collector: &Scripted, batches: &[&[&str]]) -> Vec<(&'static str, f
     let queue = Arc::new(Queue::new(Caps { bytes: 1 << 20, age: Duration::from_secs(3_600) }));
     let stats = Stats::new();
     for hosts in batches {
-        queue.push(batch(hosts), SystemTime::now(), SystemTime::now());
+        let dropped = queue.push(batch(hosts), queue.now(), queue.now());
+        assert_eq!(dropped.points(), 0);
     }
     let presence = Arc::new(Presence::new("test"));
     let sender =
         Sender::new(collector.clone(), Arc::clone(&queue), presence, Arc::clone(&stats), Compression::Zstd);
-    let (_closing, closes) = watch::channel(false);
+    let (_closing, closes) = watch::channel(Closing::No);
     let sending = tokio::spawn(sender.run(closes));
     let limit = Duration::from_secs(3_600);
     tokio::time::timeout(limit, queue.wait_empty()).await.expect("everything is dealt with in an hour");
@@ -220,4 +222,53 @@ async fn a_service_that_is_not_there_refuses_and_compression_is_tried_again_late
     let counted = send(&collector, &[&["a"], &["b"]]).await;
     assert_eq!(collector.taken(), ["b"]);
     assert_eq!(counted, [("exported", 1.0), ("rejected", 1.0), ("dropped", 0.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_whose_collector_is_away_is_no_collector_that_refuses() {
+    let proxy = |code, text: &str| Err(CallError::Status(Box::new(Status::new(code, text))));
+    let collector = Scripted::after([
+        proxy(Code::Unimplemented, "grpc-status header missing, mapped from HTTP status code 404"),
+        proxy(Code::Unknown, "grpc-status header missing, mapped from HTTP status code 302"),
+        proxy(Code::Unknown, "protocol error: missing grpc-status trailer, stream was terminated"),
+    ]);
+    let counted = send(&collector, &[&["a"], &["b"]]).await;
+    assert_eq!(collector.taken(), ["a", "b"]);
+    assert_eq!(counted, [("exported", 2.0), ("rejected", 0.0), ("dropped", 0.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_code_is_either_tried_again_or_costs_one_request() {
+    for code in (1..=16).map(Code::from_i32) {
+        let collector = Scripted::after([refused(code)]);
+        let counted = send(&collector, &[&["a"], &["b"]]).await;
+        let again = matches!(
+            code,
+            Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Aborted
+                | Code::OutOfRange
+                | Code::Unavailable
+                | Code::DataLoss
+                | Code::Unimplemented
+        );
+        let exported = if again { 2.0 } else { 1.0 };
+        assert_eq!(
+            counted,
+            [("exported", exported), ("rejected", 2.0 - exported), ("dropped", 0.0)],
+            "{code:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_rejections_than_points_are_as_many_as_points() {
+    for rejected in [4, i64::MAX, -1] {
+        let partial =
+            ExportMetricsPartialSuccess { rejected_data_points: rejected, error_message: "x".into() };
+        let collector = Scripted::after([Ok(Some(partial))]);
+        let counted = send(&collector, &[&["a", "b", "c"]]).await;
+        let rejected = if rejected < 0 { 0.0 } else { 3.0 };
+        assert_eq!(counted, [("exported", 3.0 - rejected), ("rejected", rejected), ("dropped", 0.0)]);
+    }
 }

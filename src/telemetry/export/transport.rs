@@ -1,6 +1,8 @@
 //! One call of OTLP's metrics service with bytes that are encoded already, so that what was kept is sent
 //! again as it was, with its own times.
 
+use super::addresses::Addresses;
+use super::exporter::changed;
 use super::peer::Peer;
 use crate::config::Compression;
 use bytes::{Buf, BufMut, Bytes};
@@ -10,6 +12,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
 use prost::Message;
 use std::future::Future;
 use std::time::Duration;
+use tokio::sync::watch;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -35,6 +38,25 @@ pub trait Transport: Send {
         bytes: Bytes,
         compression: Compression,
     ) -> impl Future<Output = Result<Option<ExportMetricsPartialSuccess>, CallError>> + Send;
+
+    /// Whether the next call goes to somewhere else; if so, with which compression.
+    fn renew(&mut self) -> Option<Compression> {
+        None
+    }
+
+    /// Waits until [`Transport::renew`] has something to say.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+}
+
+/// Where to send, and how.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The Collector.
+    pub peer: Peer,
+    /// Until it turns out not to know that.
+    pub compression: Compression,
 }
 
 /// gRPC over the peer's channel.
@@ -42,23 +64,50 @@ pub trait Transport: Send {
 pub struct GrpcTransport {
     peer: Peer,
     channel: Channel,
+    destinations: watch::Receiver<Destination>,
+    addresses: Addresses,
 }
 
 impl GrpcTransport {
-    /// Connects at the first call. To be made inside a runtime.
-    pub fn new(peer: Peer) -> Self {
-        let channel = peer.channel();
-        Self { peer, channel }
+    /// Connects at the first call; to another destination from the first call on after it was named. To be
+    /// made inside a runtime.
+    pub fn new(mut destinations: watch::Receiver<Destination>) -> Self {
+        let peer = destinations.borrow_and_update().peer.clone();
+        let (channel, addresses) = (peer.channel(), Addresses::of(&peer));
+        Self { peer, channel, destinations, addresses }
+    }
+
+    /// To one destination for ever.
+    pub fn to(peer: Peer) -> Self {
+        let compression = Compression::None;
+        Self::new(watch::channel(Destination { peer, compression }).1)
     }
 }
 
 impl Transport for GrpcTransport {
+    fn renew(&mut self) -> Option<Compression> {
+        if !self.destinations.has_changed().unwrap_or(false) {
+            return None;
+        }
+        let Destination { peer, compression } = self.destinations.borrow_and_update().clone();
+        (self.channel, self.addresses, self.peer) = (peer.channel(), Addresses::of(&peer), peer);
+        Some(compression)
+    }
+
+    async fn changed(&mut self) {
+        let mut destinations = self.destinations.clone();
+        changed(&mut destinations).await;
+    }
+
     async fn send(
         &mut self,
         bytes: Bytes,
         compression: Compression,
     ) -> Result<Option<ExportMetricsPartialSuccess>, CallError> {
         let limit = self.peer.limit();
+        if self.addresses.have_changed() {
+            self.channel = self.peer.channel();
+        }
         // Compression belongs to a `Grpc` value, hence a new one each time; it is cheap.
         let mut grpc = Grpc::new(self.channel.clone());
         if let Some(encoding) = encoding(compression) {
@@ -126,6 +175,7 @@ impl Decoder for RawCodec {
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
         let bytes = source.copy_to_bytes(source.remaining());
         let response = ExportMetricsServiceResponse::decode(bytes);
-        response.map(Some).map_err(|error| Status::internal(format!("unreadable response: {error}")))
+        // With its source: as the connection's failure, not as the Collector's word.
+        response.map(Some).map_err(|error| Status::from_error(Box::new(error)))
     }
 }

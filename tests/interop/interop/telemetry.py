@@ -9,6 +9,7 @@ RECEIVED = RUN / "received"
 
 PROMETHEUS_CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+storage: {{tsdb: {{out_of_order_time_window: 24h}}}}      # at least otlp.spool.max_age
 scrape_configs:
   - job_name: agent             # the agent's own /metrics
     static_configs: [{{targets: ["127.0.0.1:{agent}"], labels: {{way: scrape}}}}]
@@ -21,7 +22,7 @@ scrape_configs:
 
 class Telemetry:
     NAMES = ("otlp_grpc", "otlp_http", "exporter", "collector_telemetry", "prometheus",
-             "jaeger_otlp", "jaeger_query", "jaeger_admin", "agent")
+             "jaeger_otlp", "jaeger_query", "jaeger_admin", "agent", "plain_grpc")
 
     def __init__(self, processes):
         self.processes = processes
@@ -51,6 +52,13 @@ class Telemetry:
             "otelcol", [CACHE / "bin/otelcol", "--config", HERE / "collector/otelcol.yaml"], env=env)
         self.processes.started(self.collector_process, [
             ("127.0.0.1", self.port[p]) for p in ("otlp_grpc", "otlp_http", "exporter", "collector_telemetry")])
+
+    def start_plain_collector(self):
+        env = {"PATH": os.environ["PATH"], "PLAIN_GRPC": f"127.0.0.1:{self.port['plain_grpc']}",
+               "PROMETHEUS": f"127.0.0.1:{self.port['prometheus']}"}
+        process = self.processes.start(
+            "otelcol-plain", [CACHE / "bin/otelcol", "--config", HERE / "collector/plain.yaml"], env=env)
+        return self.processes.started(process, [("127.0.0.1", self.port["plain_grpc"])])
 
     def stop_collector(self):
         self.processes.end(self.collector_process)
