@@ -26,7 +26,7 @@ pub async fn once(
 ) -> Result<ExitCode, VerbError> {
     let rounds = Rounds::build(&config).await?;
     let inventory = rounds.inventory();
-    let total = rounds.targets();
+    let (total, pace) = (rounds.targets(), rounds.pace());
     if let Some(line) = rounds.shortage_of_files() {
         output::complain(line);
     }
@@ -35,7 +35,7 @@ pub async fn once(
             if args.rounds == 1 { "asking".to_owned() } else { format!("round {round}/{}", args.rounds) };
         let progress = super::progress_bar(total, message);
         let (started, cpu) = (Instant::now(), cpu_time());
-        let asked = rounds.poller.round(&inventory, &rounds.pace, |_| progress.inc(1));
+        let asked = rounds.poller.round(&inventory, &pace, |_| progress.inc(1));
         let ended = tokio::select! {
             () = asked => true,
             () = stop.cancelled() => false,

@@ -14,6 +14,7 @@ mod otlp;
 mod report;
 mod section;
 mod values;
+pub mod watch;
 
 pub use load::{Loaded, Overrides, Sources};
 pub use report::{ConfigError, Origin, Problem, SettingOrigin};
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 /// The whole configuration, resolved and valid. What may change at run time is handed to its room as a
 /// `watch::Receiver<Arc<Config>>`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Where the targets come from.
     pub inventory: InventoryConfig,
@@ -96,7 +97,7 @@ pub enum NotInstalled {
 }
 
 /// How hosts are visited.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshConfig {
     /// Port of addresses that name none.
     pub port: u16,
@@ -128,7 +129,7 @@ pub enum HostKeyPolicy {
 }
 
 /// How vCenters are polled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VcenterConfig {
     /// Verify the server's certificate.
     pub verify_tls: bool,
@@ -143,7 +144,7 @@ pub struct VcenterConfig {
 }
 
 /// Where and how to push.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OtlpConfig {
     /// `http://host:port` or `https://host:port`.
     pub endpoint: String,

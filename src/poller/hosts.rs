@@ -18,10 +18,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+/// Those that ask hosts.
+pub type HostCollectors = Arc<[Arc<dyn HostCollector>]>;
+
 /// The visits of all hosts.
 pub struct HostVisits {
     visitor: Visitor,
-    collectors: Vec<Arc<dyn HostCollector>>,
+    collectors: watch::Receiver<HostCollectors>,
     /// When each collector last asked a host.
     asked: Mutex<HashMap<TargetId, HashMap<&'static str, Instant>>>,
     readings: Arc<Readings>,
@@ -30,10 +33,10 @@ pub struct HostVisits {
 }
 
 impl HostVisits {
-    /// Visits on behalf of `collectors`. `first_result` becomes true with the first visit that ended.
+    /// Visits on behalf of `collectors`: each visit for those of its time. `first_result` becomes true with the first visit that ended.
     pub fn new(
         visitor: Visitor,
-        collectors: Vec<Arc<dyn HostCollector>>,
+        collectors: watch::Receiver<HostCollectors>,
         readings: Arc<Readings>,
         stats: Arc<Stats>,
         first_result: watch::Sender<bool>,
@@ -48,8 +51,9 @@ impl HostVisits {
         pace: &Pace,
         concluded: &(impl Fn(Concluded) + Sync),
     ) {
+        let collectors = &self.collectors();
         let visits = inventory.hosts.iter().map(|host| async move {
-            let (failure, _) = self.visit_all(host, &self.collectors, pace.interval).await;
+            let (failure, _) = self.visit_all(host, collectors, pace.interval).await;
             concluded(Concluded { target: host.id(), failure });
         });
         futures::stream::iter(visits).buffer_unordered(pace.max_in_flight).collect::<()>().await;
@@ -58,6 +62,10 @@ impl HostVisits {
     /// Ends every kept session. Bounded.
     pub(super) async fn close_all(&self) {
         self.visitor.close_all().await;
+    }
+
+    fn collectors(&self) -> HostCollectors {
+        Arc::clone(&self.collectors.borrow())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TargetId, HashMap<&'static str, Instant>>> {
@@ -72,7 +80,7 @@ impl HostVisits {
         let is_due = |collector: &&Arc<dyn HostCollector>| {
             asked.get(collector.name()).is_none_or(|at| now + interval / 2 >= *at + collector.interval())
         };
-        let due: Vec<_> = self.collectors.iter().filter(is_due).cloned().collect();
+        let due: Vec<_> = self.collectors().iter().filter(is_due).cloned().collect();
         for collector in &due {
             asked.insert(collector.name(), now);
         }

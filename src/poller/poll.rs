@@ -2,6 +2,7 @@
 
 use crate::collectors::VcenterCollector;
 use crate::config::VcenterConfig;
+use crate::file_stamp::Digest;
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::readings::{Reading, Report};
@@ -30,6 +31,21 @@ pub struct Polled {
     pub duration: Duration,
 }
 
+/// How vCenters are asked. May be replaced while polls are under way.
+#[derive(Clone)]
+pub struct PollSetup {
+    /// Pause between two polls.
+    pub interval: Duration,
+    /// TLS, pages, limits.
+    pub config: VcenterConfig,
+    /// The content of the certificates that `config` names: a file that keeps its name may be another one.
+    pub trusted: Digest,
+    /// On whose behalf.
+    pub collectors: Vec<Arc<dyn VcenterCollector>>,
+    /// As whom.
+    pub access: Access,
+}
+
 /// Polls one vCenter, and keeps its session between polls. Whoever owns it calls
 /// [`VcenterPoller::logout`] in the end, also after a poll that was cancelled.
 pub struct VcenterPoller {
@@ -39,6 +55,7 @@ pub struct VcenterPoller {
     access: Access,
     stats: Arc<Stats>,
     client: Option<VimClient>,
+    trusted: Digest,
     /// What this vCenter's version does not know, and which version that is.
     unknown: BTreeSet<String>,
     api_version: String,
@@ -66,12 +83,31 @@ impl VcenterPoller {
             access,
             stats,
             client: None,
+            trusted: Digest::default(),
             unknown: BTreeSet::new(),
             api_version: String::new(),
             hosts: 0,
             said_unreadable: false,
             reported: HashMap::new(),
         }
+    }
+
+    /// Asks for other collectors, with another configuration and as somebody else, from the next poll on. The
+    /// session goes on unless it is one that would not be opened so.
+    pub async fn adapt(&mut self, setup: &PollSetup) {
+        let account = |access: &Access| access.accounts.account_of_vcenter(&self.vcenter).cloned();
+        let as_before = self.config == setup.config
+            && self.trusted == setup.trusted
+            && self.access.allow == setup.access.allow
+            && account(&self.access) == account(&setup.access);
+        if !as_before {
+            self.logout().await;
+            self.client = None;
+        }
+        self.config.clone_from(&setup.config);
+        self.trusted = setup.trusted;
+        self.collectors.clone_from(&setup.collectors);
+        self.access.clone_from(&setup.access);
     }
 
     /// Which vCenter.

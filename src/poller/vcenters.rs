@@ -2,7 +2,7 @@
 
 use super::callers::Callers;
 use super::hosts::tell;
-use super::poll::VcenterPoller;
+use super::poll::{PollSetup, VcenterPoller};
 use super::{Concluded, count, series};
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::Failure;
@@ -11,20 +11,15 @@ use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-/// Makes the poller of a vCenter that has come into the inventory.
-pub type MakePoller = Box<dyn Fn(Arc<Vcenter>) -> VcenterPoller + Send + Sync>;
-
 /// The polls of all vCenters.
 pub struct VcenterPolls {
-    make: MakePoller,
-    interval: Duration,
+    setup: watch::Receiver<Arc<PollSetup>>,
     /// The pollers with their sessions; each is polled by one task at a time.
     pollers: Mutex<HashMap<TargetId, Arc<AsyncMutex<VcenterPoller>>>>,
     callers: Arc<Callers>,
@@ -34,16 +29,16 @@ pub struct VcenterPolls {
 }
 
 impl VcenterPolls {
-    /// Polls every `interval`. `first_result` becomes true with the first poll that ended.
+    /// Polls as `setup` says: each poll by the one of its time. `first_result` becomes true with the first poll
+    /// that ended.
     pub fn new(
-        make: MakePoller,
-        interval: Duration,
+        setup: watch::Receiver<Arc<PollSetup>>,
         readings: Arc<Readings>,
         stats: Arc<Stats>,
         first_result: watch::Sender<bool>,
     ) -> Self {
         let (pollers, callers) = (Mutex::default(), Arc::default());
-        Self { make, interval, pollers, callers, readings, stats, first_result }
+        Self { setup, pollers, callers, readings, stats, first_result }
     }
 
     /// The hosts that a vCenter has found again.
@@ -122,14 +117,22 @@ impl VcenterPolls {
         now: Arc<Notify>,
         stop: CancellationToken,
     ) {
-        let mut ticks = tokio::time::interval_at(Instant::now(), self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut setup = self.setup.clone();
+        let mut due = Instant::now();
         while !stop.is_cancelled() {
+            let interval = setup.borrow_and_update().interval;
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = ticks.tick() => {}
+                () = sleep_until(due) => {}
                 () = now.notified() => {}
+                Ok(()) = setup.changed() => {
+                    // A shorter interval counts from the last poll on.
+                    due = (due + setup.borrow().interval).checked_sub(interval).unwrap_or(due);
+                    continue;
+                }
             }
+            // A poll that takes longer than its interval does not make the next ones crowd.
+            due = Instant::now() + interval;
             let inventory = Arc::clone(&inventory.borrow());
             // A poll that is dropped half-way leaves a session that is still known, and logged out below.
             tokio::select! {
@@ -149,14 +152,20 @@ impl VcenterPolls {
 
     /// One poll, its samples and its outcome stored, its end counted and, if it is news, told.
     async fn poll(&self, vcenter: &Arc<Vcenter>, inventory: &Inventory) -> Option<Failure> {
-        let poller = Arc::clone(
-            self.lock()
-                .entry(vcenter.id())
-                .or_insert_with(|| Arc::new(AsyncMutex::new((self.make)(Arc::clone(vcenter))))),
-        );
+        let setup = Arc::clone(&self.setup.borrow());
+        let make = || {
+            let (vcenter, stats) = (Arc::clone(vcenter), Arc::clone(&self.stats));
+            let PollSetup { config, collectors, access, .. } = (*setup).clone();
+            Arc::new(AsyncMutex::new(VcenterPoller::new(vcenter, config, collectors, access, stats)))
+        };
+        let poller = Arc::clone(self.lock().entry(vcenter.id()).or_insert_with(make));
         let started = Instant::now();
-        let polled = poller.lock().await.poll(inventory).await;
-        if started.elapsed() >= self.interval {
+        let polled = {
+            let mut poller = poller.lock().await;
+            poller.adapt(&setup).await;
+            poller.poll(inventory).await
+        };
+        if started.elapsed() >= setup.interval {
             let kind = crate::metric::Attributes::new([("kind", "vcenter")]);
             self.stats.add(&super::schedule::OVERRUNS, kind, 1.0);
         }

@@ -4,6 +4,7 @@
 use super::{export, process};
 use crate::accounts::guard;
 use crate::collectors::{Metrics, critical_service, overall_state};
+use crate::config::watch;
 use crate::metric::{Kind, MetricDef, Unit};
 use crate::outcome::FailureReason;
 use crate::poller::{self, series, visit};
@@ -17,6 +18,7 @@ static ROOMS: &[(&str, Metrics)] = &[
     ("Overall state, and what else a vCenter knows", overall_state::METRICS),
     ("Visits and polls", series::METRICS),
     ("The agent's inventory", inventory::METRICS),
+    ("The agent's configuration", watch::METRICS),
     ("The agent's visits and polls", poller::METRICS),
     ("The agent's kept sessions", visit::METRICS),
     ("The agent's SSH sessions", ssh::METRICS),

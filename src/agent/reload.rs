@@ -1,0 +1,222 @@
+//! Another configuration while the agent runs: read, compared, taken over room by room, or refused as a
+//! whole. What a room does not hear of goes on as it was: sessions, readings, what is queued.
+
+use super::rounds::Controls;
+use super::{StartError, web};
+use crate::config::Config;
+use crate::config::watch::{self, ConfigWatch, Contents, Outcome, Version};
+use crate::outcome::chain;
+use crate::stats::Stats;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// Asks a running agent to read its configuration again, as SIGHUP does.
+#[derive(Debug, Clone)]
+pub struct Reload(mpsc::Sender<oneshot::Sender<Result<(), String>>>);
+
+impl Reload {
+    pub(super) fn new() -> (Self, Requests) {
+        let (sender, requests) = mpsc::channel(4);
+        (Self(sender), requests)
+    }
+
+    /// Returns when that is done: with what is wrong with the new version, in one line, if it was refused.
+    pub async fn now(&self) -> Result<(), String> {
+        let (answer, done) = oneshot::channel();
+        let gone = |()| Err("the agent has ended".to_owned());
+        match self.0.send(answer).await {
+            Ok(()) => done.await.unwrap_or_else(|_| gone(())),
+            Err(_) => gone(()),
+        }
+    }
+}
+
+pub(super) type Requests = mpsc::Receiver<oneshot::Sender<Result<(), String>>>;
+
+/// Who hears of another configuration.
+pub(super) struct Reloader {
+    pub(super) controls: Controls,
+    pub(super) web: web::Changing,
+    pub(super) stats: Arc<Stats>,
+    /// `None`: the configuration does not come from files.
+    pub(super) files: Option<ConfigWatch>,
+    contents: Contents,
+    /// What was wrong with the last version, and told.
+    told: Option<String>,
+    /// What was told to take effect at the next start.
+    later: Vec<&'static str>,
+    /// A version was bad when the files were looked at without having been asked to. Told when it is bad a second
+    /// time: a file that is not written atomically may be met half-way.
+    suspected: bool,
+}
+
+impl Reloader {
+    pub(super) fn new(
+        controls: Controls,
+        web: web::Changing,
+        stats: Arc<Stats>,
+        files: Option<ConfigWatch>,
+    ) -> Self {
+        let (contents, told, later, suspected) = Default::default();
+        Self { controls, web, stats, files, contents, told, later, suspected }
+    }
+
+    /// Passes on what changes until `stop`: the inventory, and the configuration.
+    pub(super) async fn run(mut self, mut requests: Requests, stop: CancellationToken) -> Controls {
+        watch::count(&self.stats, Outcome::Started);
+        if self.files.is_some() {
+            let config = Arc::clone(&self.controls.config);
+            let contents = tokio::task::spawn_blocking(move || Contents::of(&config)).await;
+            self.contents = contents.unwrap_or_default();
+        }
+        loop {
+            let changed = async {
+                match &self.files {
+                    Some(files) => files.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return self.controls,
+                () = self.controls.inventory_changed() => self.controls.publish(),
+                Some(answer) = requests.recv() => {
+                    let result = self.read(true).await;
+                    // Whoever asked may have lost interest.
+                    let _ = answer.send(result);
+                }
+                () = changed => {
+                    let _ = self.read(false).await;
+                }
+            }
+        }
+    }
+
+    /// Reads the files, and takes over what stands there.
+    async fn read(&mut self, asked: bool) -> Result<(), String> {
+        let Some(files) = &mut self.files else { return Err("there is no file to read again".to_owned()) };
+        let taken = match files.read().await {
+            Ok(version) => self.take(version, asked).await.map_err(|error| chain(&error)),
+            Err(why) => Err(why),
+        };
+        if let Some(files) = &mut self.files {
+            files.conclude(taken.is_ok());
+        }
+        match &taken {
+            Ok(()) => {
+                self.suspected = false;
+                if self.told.take().is_some() {
+                    info!("configuration: it is good again");
+                    watch::count(&self.stats, Outcome::Unchanged);
+                }
+            }
+            Err(why) if asked || self.suspected => self.refuse(why),
+            Err(_) => self.suspected = true,
+        }
+        taken
+    }
+
+    fn refuse(&mut self, why: &str) {
+        self.suspected = true;
+        if self.told.as_deref() == Some(why) {
+            return;
+        }
+        self.told = Some(why.to_owned());
+        watch::count(&self.stats, Outcome::Refused);
+        warn!("configuration refused, the old one goes on: {why}");
+    }
+
+    async fn take(&mut self, version: Version, asked: bool) -> Result<(), StartError> {
+        let Version { loaded, contents, .. } = version;
+        let old = Arc::clone(&self.controls.config);
+        let mut new = loaded.config;
+        let later = keep_what_is_fixed(&old, &mut new);
+        let files: Vec<String> =
+            self.contents.differing(&contents).iter().map(|path| path.display().to_string()).collect();
+        if new == *old && files.is_empty() {
+            if asked {
+                if later.is_empty() {
+                    info!("configuration: nothing has changed");
+                }
+                watch::count(&self.stats, Outcome::Unchanged);
+                self.told = None;
+            }
+            self.tell_later(later);
+            return Ok(());
+        }
+        let listener = self.web.prepare(&old, &new).await?;
+        let sections = sections(&old, &new);
+        let prepared = self.controls.prepare(Arc::new(new)).await?;
+        self.controls.apply(prepared).await;
+        self.web.apply(listener).await;
+        self.contents = contents;
+        self.told = None;
+        watch::count(&self.stats, Outcome::Applied);
+        info!(
+            changed = sections.join(", "),
+            files = (!files.is_empty()).then(|| files.join(", ")),
+            "configuration taken over"
+        );
+        for note in loaded.notes {
+            debug!("{note}");
+        }
+        self.tell_later(later);
+        Ok(())
+    }
+
+    fn tell_later(&mut self, later: Vec<&'static str>) {
+        if !later.is_empty() && later != self.later {
+            warn!("configuration: {} changed, which takes effect at the next start", later.join(", "));
+        }
+        self.later = later;
+    }
+}
+
+/// Puts the old values back where a running agent can't change. Returns their keys.
+fn keep_what_is_fixed(old: &Config, new: &mut Config) -> Vec<&'static str> {
+    let mut fixed = Vec::new();
+    let mut keep = |key: &'static str, differs: bool| {
+        if differs {
+            fixed.push(key);
+        }
+        differs
+    };
+    if keep("state_dir", old.state_dir != new.state_dir) {
+        if new.ssh.known_hosts.starts_with(&new.state_dir) {
+            new.ssh.known_hosts.clone_from(&old.ssh.known_hosts);
+        }
+        new.state_dir.clone_from(&old.state_dir);
+    }
+    if keep("lockout", old.lockout != new.lockout) {
+        new.lockout.clone_from(&old.lockout);
+    }
+    // It is a part of the agent's name at the Collector.
+    if keep("inventory.shard", old.inventory.shard != new.inventory.shard) {
+        new.inventory.shard = old.inventory.shard;
+        if let (Some(old), Some(new)) = (&old.otlp, &mut new.otlp) {
+            new.resource.clone_from(&old.resource);
+        }
+    }
+    if keep("otlp", old.otlp != new.otlp) {
+        new.otlp.clone_from(&old.otlp);
+    }
+    fixed
+}
+
+/// The sections that differ, for people.
+fn sections(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("inventory", old.inventory != new.inventory),
+        ("accounts", old.accounts != new.accounts),
+        (
+            "collectors",
+            old.overall_state != new.overall_state || old.critical_service != new.critical_service,
+        ),
+        ("ssh", old.ssh != new.ssh),
+        ("vcenter", old.vcenter != new.vcenter),
+        ("otlp", old.otlp != new.otlp),
+        ("prometheus", old.prometheus != new.prometheus),
+    ];
+    differs.into_iter().filter_map(|(section, differs)| differs.then_some(section)).collect()
+}
