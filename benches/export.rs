@@ -203,5 +203,6 @@ fn config(endpoint: &str) -> OtlpConfig {
         metrics: true,
         traces: None,
         logs: false,
+        events: false,
     }
 }

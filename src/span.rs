@@ -15,6 +15,36 @@ pub fn fail(span: &Span, failure: &Failure) {
     span.set_status(Status::error(failure.message.clone()));
 }
 
+/// Where in the traces something was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceRef {
+    /// The trace's id.
+    pub trace: [u8; 16],
+    /// The span's id.
+    pub span: [u8; 8],
+}
+
+impl TraceRef {
+    /// Of a span; `None`: it is not traced.
+    pub fn of(span: &Span) -> Option<Self> {
+        let context = span.context();
+        let context = context.span().span_context().clone();
+        context
+            .is_valid()
+            .then(|| Self { trace: context.trace_id().to_bytes(), span: context.span_id().to_bytes() })
+    }
+}
+
+/// Key of a root span's attribute: how many changes it saw that somebody is told of. Its trace is kept.
+pub const CHANGES: &str = "esxi.changes";
+
+/// Notes on the root span of a visit or poll, which has to be still open, how many changes it saw.
+pub fn note_changes(span: &Span, changes: usize) {
+    if changes > 0 {
+        span.set_attribute(CHANGES, i64::try_from(changes).unwrap_or(i64::MAX));
+    }
+}
+
 /// Makes spans whose times are known only afterwards, such as those of one script of a visit.
 #[derive(Debug, Clone, Default)]
 pub struct PastSpans(Option<SdkTracer>);

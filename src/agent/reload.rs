@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::config::watch::{self, ConfigWatch, Contents, Outcome, Version};
 use crate::outcome::chain;
 use crate::stats::Stats;
+use crate::telemetry::events;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -107,7 +108,10 @@ impl Reloader {
             Ok(()) => {
                 self.suspected = false;
                 if self.told.take().is_some() {
-                    info!("configuration: it is good again");
+                    info!(
+                        name: "esxi.agent.config_good", target: events::TARGET,
+                        "configuration: it is good again"
+                    );
                     watch::count(&self.stats, Outcome::Unchanged);
                 }
             }
@@ -124,7 +128,10 @@ impl Reloader {
         }
         self.told = Some(why.to_owned());
         watch::count(&self.stats, Outcome::Refused);
-        warn!("configuration refused, the old one goes on: {why}");
+        warn!(
+            name: "esxi.agent.config_refused", target: events::TARGET,
+            "configuration refused, the old one goes on: {why}"
+        );
     }
 
     async fn take(&mut self, version: Version, asked: bool) -> Result<(), StartError> {
@@ -154,6 +161,7 @@ impl Reloader {
         self.told = None;
         watch::count(&self.stats, Outcome::Applied);
         info!(
+            name: "esxi.agent.config_applied", target: events::TARGET,
             changed = sections.join(", "),
             files = (!files.is_empty()).then(|| files.join(", ")),
             "configuration taken over"

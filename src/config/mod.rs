@@ -174,8 +174,10 @@ pub struct OtlpConfig {
     pub traces: Option<TracesConfig>,
     /// Export metrics.
     pub metrics: bool,
-    /// Export log records at info and above.
+    /// Export the agent's own log, at info and above.
     pub logs: bool,
+    /// Export events.
+    pub events: bool,
 }
 
 /// Compression of OTLP messages.

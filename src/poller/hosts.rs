@@ -8,6 +8,7 @@ use crate::collectors::HostCollector;
 use crate::inventory::{Host, Inventory};
 use crate::outcome::Failure;
 use crate::readings::Readings;
+use crate::span::{self, TraceRef};
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use futures::StreamExt;
@@ -16,7 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
 
 /// Those that ask hosts.
 pub type HostCollectors = Arc<[Arc<dyn HostCollector>]>;
@@ -87,7 +87,7 @@ impl HostVisits {
         due
     }
 
-    /// One visit, its samples and its outcome stored, its end counted and, if it is news, told.
+    /// One visit, its samples and its outcome stored, its end counted.
     async fn visit_all(
         &self,
         host: &Arc<Host>,
@@ -95,13 +95,14 @@ impl HostVisits {
         limit: Duration,
     ) -> (Option<Failure>, Lane) {
         let visited = self.visitor.visit(host, due, limit).await;
+        let (seen_by, mut changes) = (TraceRef::of(&visited.span), 0);
         for report in visited.reports {
-            self.readings.record(report);
+            changes += self.readings.record_seen(report, seen_by);
         }
         let failure = visited.outcome.err();
-        tell(&self.readings, &host.id(), failure.as_ref());
         count(&self.stats, TargetKind::Host, failure.as_ref());
-        series::conclude_visit(&self.readings, host, failure.clone(), visited.duration);
+        changes += series::conclude_visit(&self.readings, host, failure.clone(), visited.duration, seen_by);
+        span::note_changes(&visited.span, changes);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         let lane = Lane::after(failure.as_ref(), visited.reached, visited.duration);
         (failure, lane)
@@ -131,18 +132,5 @@ impl Visits for HostVisits {
     fn hurry(&self) {
         self.lock().clear();
         self.visitor.ask_all();
-    }
-}
-
-/// One line when a target fails in a new way, and one when it is back: not one a round.
-pub(super) fn tell(readings: &Readings, id: &TargetId, failure: Option<&Failure>) {
-    let before = readings.status(id).and_then(|status| status.failure);
-    match (before, failure) {
-        (None, Some(now)) => warn!(target = %id, reason = %now.reason, "{now}"),
-        (Some(then), Some(now)) if then.reason != now.reason => {
-            warn!(target = %id, reason = %now.reason, "{now}");
-        }
-        (Some(_), None) => info!(target = %id, "answers again"),
-        _ => {}
     }
 }

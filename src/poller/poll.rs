@@ -29,6 +29,8 @@ pub struct Polled {
     pub outcome: Result<(), Failure>,
     /// How long it took.
     pub duration: Duration,
+    /// Its span, still open: for what comes of the answers.
+    pub span: Span,
 }
 
 /// How vCenters are asked. May be replaced while polls are under way.
@@ -141,7 +143,7 @@ impl VcenterPoller {
                 (Vec::new(), Err(failure))
             }
         };
-        Polled { reports, outcome, duration: started.elapsed() }
+        Polled { reports, outcome, duration: started.elapsed(), span }
     }
 
     /// Ends the session, within a few seconds.

@@ -1,12 +1,12 @@
 //! Polls wrapped: one task a vCenter, what becomes of the answers and of the outcome.
 
 use super::callers::Callers;
-use super::hosts::tell;
 use super::poll::{PollSetup, VcenterPoller};
 use super::{Concluded, count, series};
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::Failure;
 use crate::readings::Readings;
+use crate::span::{self, TraceRef};
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use std::collections::HashMap;
@@ -150,7 +150,7 @@ impl VcenterPolls {
         }
     }
 
-    /// One poll, its samples and its outcome stored, its end counted and, if it is news, told.
+    /// One poll, its samples and its outcome stored, its end counted.
     async fn poll(&self, vcenter: &Arc<Vcenter>, inventory: &Inventory) -> Option<Failure> {
         let setup = Arc::clone(&self.setup.borrow());
         let make = || {
@@ -172,13 +172,14 @@ impl VcenterPolls {
         if polled.outcome.is_ok() {
             self.callers.look_at(&vcenter.id(), &polled.reports);
         }
+        let (seen_by, mut changes) = (TraceRef::of(&polled.span), 0);
         for report in polled.reports {
-            self.readings.record(report);
+            changes += self.readings.record_seen(report, seen_by);
         }
         let failure = polled.outcome.err();
-        tell(&self.readings, &vcenter.id(), failure.as_ref());
         count(&self.stats, TargetKind::Vcenter, failure.as_ref());
-        series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration);
+        changes += series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration, seen_by);
+        span::note_changes(&polled.span, changes);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         failure
     }

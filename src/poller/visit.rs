@@ -66,6 +66,8 @@ pub struct Visited {
     pub reached: bool,
     /// How long it took.
     pub duration: Duration,
+    /// Its span, still open: for what comes of the answers.
+    pub span: Span,
 }
 
 /// How to get at hosts. May be replaced while visits are under way.
@@ -161,7 +163,7 @@ impl Visitor {
         if let Err(failure) = &outcome {
             span::fail(&span, failure);
         }
-        Visited { reports, outcome, reached, duration: start.elapsed() }
+        Visited { reports, outcome, reached, duration: start.elapsed(), span }
     }
 
     /// Ends the session of a host that has left the inventory.

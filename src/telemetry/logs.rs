@@ -5,12 +5,13 @@ use super::export::peer::{Peer, Presence, Signal};
 use super::filter::{self, Verbosity};
 use crate::config::Compression;
 use opentelemetry::InstrumentationScope;
+use opentelemetry::logs::LoggerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::logs::{
-    BatchConfigBuilder, BatchLogProcessor, LogBatch, LogExporter, SdkLogRecord, SdkLoggerProvider,
+    BatchConfigBuilder, BatchLogProcessor, LogBatch, LogExporter, SdkLogRecord, SdkLogger, SdkLoggerProvider,
 };
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -90,12 +91,17 @@ pub(super) fn provider(
     Ok(SdkLoggerProvider::builder().with_resource(resource).with_log_processor(batches).build())
 }
 
-/// The layer that exports records.
-pub(super) fn layer<S>(provider: &SdkLoggerProvider) -> impl Layer<S>
+/// Makes records that are events.
+pub(super) fn logger(provider: &SdkLoggerProvider) -> SdkLogger {
+    provider.logger("esxi-otel-agent")
+}
+
+/// The layer that exports what the agent logs: all `records`, and those lines that are `events`.
+pub(super) fn layer<S>(provider: &SdkLoggerProvider, records: bool, events: bool) -> impl Layer<S>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    OpenTelemetryTracingBridge::new(provider).with_filter(filter::records())
+    OpenTelemetryTracingBridge::new(provider).with_filter(filter::exported(records, events))
 }
 
 /// A record with the scope that it came from.
@@ -155,7 +161,7 @@ impl<E: LogExporter> LogExporter for Patient<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opentelemetry::logs::{AnyValue, LogRecord, Logger, LoggerProvider};
+    use opentelemetry::logs::{AnyValue, LogRecord, Logger};
     use opentelemetry_sdk::error::OTelSdkError;
     use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -4,6 +4,7 @@
 //! several agents, and simulated peers beside them, run in one process.
 
 pub mod catalog;
+pub mod events;
 pub mod export;
 pub mod metrics;
 pub mod process;
@@ -33,18 +34,23 @@ use opentelemetry::KeyValue;
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Dispatch;
+use tracing::instrument::WithSubscriber;
 use tracing_subscriber::layer::SubscriberExt;
 
 /// Longest time that traces and logs get to send what is left. Metrics, of which a large fleet has some
 /// hundred thousand points, may take all the time that there is.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// Longest time that the last events get to be told.
+const TELL: Duration = Duration::from_millis(500);
 
 /// Why telemetry can't start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +70,8 @@ pub struct Telemetry {
     pub dispatch: Dispatch,
     past_spans: PastSpans,
     exporter: Option<Exporter>,
+    /// Tells what happens, until it is told to end.
+    events: (JoinHandle<()>, CancellationToken),
     traces: Option<SdkTracerProvider>,
     logs: Option<SdkLoggerProvider>,
 }
@@ -82,7 +90,8 @@ impl Telemetry {
         let Some(otlp) = &config.otlp else {
             let dispatch = Dispatch::new(tracing_subscriber::registry().with(console.map(Console::layer)));
             let past_spans = PastSpans::default();
-            return Ok(Self { dispatch, past_spans, exporter: None, traces: None, logs: None });
+            let events = tell_events(readings, stats, None, &dispatch, &cancel);
+            return Ok(Self { dispatch, past_spans, exporter: None, events, traces: None, logs: None });
         };
         let peer = Peer::new(otlp)?;
         let presence = Arc::new(Presence::new(peer.name()));
@@ -98,23 +107,25 @@ impl Telemetry {
             )?),
             None => None,
         };
-        let logs = match otlp.logs {
+        let logs = match otlp.logs || otlp.events {
             true => Some(logs::provider(&peer, otlp.compression, resource.clone(), Arc::clone(&presence))?),
             false => None,
         };
         let tracer = traces.as_ref().map(traces::tracer);
         let subscriber = tracing_subscriber::registry()
             .with(tracer.clone().map(traces::layer))
-            .with(logs.as_ref().map(logs::layer))
+            .with(logs.as_ref().map(|logs| logs::layer(logs, otlp.logs, otlp.events)))
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
+        let logger = logs.as_ref().filter(|_| otlp.events).map(logs::logger);
+        let events = tell_events(Arc::clone(&readings), Arc::clone(&stats), logger, &dispatch, &cancel);
         let exporter = otlp.metrics.then(|| {
             tracing::dispatcher::with_default(&dispatch, || {
                 exporter(otlp, peer, presence, resource, readings, stats, cancel)
             })
         });
-        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, traces, logs })
+        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, events, traces, logs })
     }
 
     /// Makes spans whose times are known only afterwards.
@@ -130,6 +141,10 @@ impl Telemetry {
     /// Sends what is left, the signals side by side, and ends. Takes at most `limit`: a Collector that hangs
     /// must not keep the agent from ending.
     pub async fn shutdown(self, limit: Duration) {
+        // What happened last is told before the records are sent.
+        let (telling, stop) = self.events;
+        stop.cancel();
+        let _ = timeout(TELL, telling).await;
         let metrics = async {
             if let Some(exporter) = &self.exporter {
                 // It may have been cancelled before; then there is nothing to send.
@@ -144,6 +159,19 @@ impl Telemetry {
         let logs = flush(limit, move || logs.map_or(Ok(()), |logs| logs.shutdown_with_timeout(limit)));
         tokio::join!(metrics, traces, logs);
     }
+}
+
+/// Starts the task that tells events.
+fn tell_events(
+    readings: Arc<Readings>,
+    stats: Arc<Stats>,
+    logger: Option<SdkLogger>,
+    dispatch: &Dispatch,
+    cancel: &CancellationToken,
+) -> (JoinHandle<()>, CancellationToken) {
+    let stop = cancel.child_token();
+    let telling = events::teller(readings, stats, logger).run(stop.clone());
+    (tokio::spawn(telling.with_subscriber(dispatch.clone())), stop)
 }
 
 /// The SDK's shutdown blocks its thread.

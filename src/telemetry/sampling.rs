@@ -1,9 +1,10 @@
-//! Which traces are kept, decided when they have ended: those with an error, the slow ones, and a share of
-//! the rest. A processor around the batch processor; the head samples everything.
+//! Which traces are kept, decided when they have ended: those with an error, the slow ones, those of visits that
+//! saw a change that somebody is told of, and a share of the rest. A processor around the batch processor; the head samples everything.
 
 use super::export::SPANS;
 use crate::config::TracesConfig;
 use crate::metric::Attributes;
+use crate::span;
 use crate::stats::Stats;
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, Status, TraceId};
@@ -71,6 +72,7 @@ impl<P: SpanProcessor> TailSampler<P> {
     fn is_kept(&self, root: &SpanData, failed: bool) -> bool {
         let took = root.end_time.duration_since(root.start_time).unwrap_or_default();
         (self.keep.errors && failed)
+            || root.attributes.iter().any(|attribute| attribute.key.as_str() == span::CHANGES)
             || took > self.keep.slower_than
             || is_in_share(root.span_context.trace_id(), self.keep.ratio)
     }
