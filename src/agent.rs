@@ -155,6 +155,7 @@ impl Agent {
             env!("CARGO_PKG_VERSION")
         );
 
+        telemetry.make_room(everybody.hosts.len());
         let Rounds { poller, readings, stats, guard, controls, first_result } = rounds;
         let asking =
             poller.run(controls.subscribe(), controls.paces(), &now, Arc::clone(&stats), stop.clone());
@@ -175,7 +176,8 @@ impl Agent {
             ready: first_result,
         };
         let serving = listening.run(web, shown, stop.clone());
-        let following = Reloader::new(controls, changing, stats, files).run(requests, stop.clone());
+        let following =
+            Reloader::new(controls, changing, &telemetry, stats, files).run(requests, stop.clone());
         let ((), (), controls) = tokio::join!(asking, serving, following);
         // A login whose verdict is not written down counts as lost.
         guard.flush().await;

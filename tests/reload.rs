@@ -3,7 +3,8 @@
 
 mod harness;
 
-use esxi_otel_agent::simulator::sink::{Fault, Seen};
+use esxi_otel_agent::simulator::faults::ServiceState;
+use esxi_otel_agent::simulator::sink::{Fault, Seen, Sink, SinkOptions};
 use harness::estate::{Estate, RunningAgent};
 use harness::{LIMIT, until};
 
@@ -187,5 +188,39 @@ async fn another_inventory_and_another_listener_take_the_place_of_the_old_ones()
     until("the new listener", || std::net::TcpStream::connect(other).ok()).await;
     until("the old one's end", || std::net::TcpStream::connect(old).is_err().then_some(())).await;
     assert_eq!(estate.fleet.logins(0), 1);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_collector_gets_the_traces_and_events_from_then_on() {
+    let estate = Estate::new(1, 0).await;
+    let agent = estate.agent(&[]).await;
+    estate.arrives(SSH_UP, &[], 1.0).await;
+    let other = Sink::start(SinkOptions::default()).unwrap();
+    estate.edit_config(&estate.sink.endpoint(), &other.endpoint());
+    estate.edit_config("ratio: 1.0", "ratio: 0");
+    agent.handle.reload.now().await.unwrap();
+    estate.fleet.set_service(0, "ntpd", ServiceState::Stopped);
+    agent.handle.now.everybody();
+    let event = |seen: &Seen| seen.logs.iter().any(|log| log.event == "esxi.service.stopped");
+    other.wait_until(event, LIMIT).await.unwrap();
+    other.wait_until(|seen| seen.spans_named("visit").count() == 1, LIMIT).await.unwrap();
+    assert!(!estate.sink.seen(event));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_change_is_said_and_the_rest_is_taken_over() {
+    let estate = Estate::new(1, 0).await;
+    let agent = estate.agent(&[]).await;
+    estate.arrives(SSH_UP, &[], 1.0).await;
+    let text = |key: &str| format!("state_dir: '{}'", estate.folder.path().join(key).display());
+    estate.edit_config(&text("state"), &text("elsewhere"));
+    estate.edit_config(SERVICES, "services: [nsx-proxy]");
+    agent.handle.reload.now().await.unwrap();
+    agent.handle.now.everybody();
+    estate.arrives(SERVICE, &[("service", "nsx-proxy")], 1.0).await;
+    assert!(!estate.folder.path().join("elsewhere").exists());
+    assert_eq!(estate.fleet.logins(0), 1, "the known hosts are those of before");
     agent.stop().await;
 }

@@ -3,11 +3,12 @@
 
 use super::rounds::Controls;
 use super::{StartError, web};
-use crate::config::Config;
 use crate::config::watch::{self, ConfigWatch, Contents, Outcome, Version};
+use crate::config::{Config, OtlpConfig};
 use crate::outcome::chain;
 use crate::stats::Stats;
-use crate::telemetry::events;
+use crate::telemetry::{Telemetry, TelemetryError, events};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -37,12 +38,13 @@ impl Reload {
 pub(super) type Requests = mpsc::Receiver<oneshot::Sender<Result<(), String>>>;
 
 /// Who hears of another configuration.
-pub(super) struct Reloader {
-    pub(super) controls: Controls,
-    pub(super) web: web::Changing,
-    pub(super) stats: Arc<Stats>,
+pub(super) struct Reloader<'a> {
+    controls: Controls,
+    web: web::Changing,
+    telemetry: &'a Telemetry,
+    stats: Arc<Stats>,
     /// `None`: the configuration does not come from files.
-    pub(super) files: Option<ConfigWatch>,
+    files: Option<ConfigWatch>,
     contents: Contents,
     /// What was wrong with the last version, and told.
     told: Option<String>,
@@ -53,15 +55,16 @@ pub(super) struct Reloader {
     suspected: bool,
 }
 
-impl Reloader {
+impl<'a> Reloader<'a> {
     pub(super) fn new(
         controls: Controls,
         web: web::Changing,
+        telemetry: &'a Telemetry,
         stats: Arc<Stats>,
         files: Option<ConfigWatch>,
     ) -> Self {
         let (contents, told, later, suspected) = Default::default();
-        Self { controls, web, stats, files, contents, told, later, suspected }
+        Self { controls, web, telemetry, stats, files, contents, told, later, suspected }
     }
 
     /// Passes on what changes until `stop`: the inventory, and the configuration.
@@ -81,7 +84,7 @@ impl Reloader {
             };
             tokio::select! {
                 () = stop.cancelled() => return self.controls,
-                () = self.controls.inventory_changed() => self.controls.publish(),
+                () = self.controls.inventory_changed() => self.publish(),
                 Some(answer) = requests.recv() => {
                     let result = self.read(true).await;
                     // Whoever asked may have lost interest.
@@ -92,6 +95,11 @@ impl Reloader {
                 }
             }
         }
+    }
+
+    fn publish(&mut self) {
+        self.controls.publish();
+        self.telemetry.make_room(self.controls.hosts());
     }
 
     /// Reads the files, and takes over what stands there.
@@ -154,8 +162,15 @@ impl Reloader {
         }
         let listener = self.web.prepare(&old, &new).await?;
         let sections = sections(&old, &new);
-        let prepared = self.controls.prepare(Arc::new(new)).await?;
+        let new = Arc::new(new);
+        let prepared = self.controls.prepare(Arc::clone(&new)).await?;
+        if let Some(otlp) = &new.otlp
+            && (new.otlp != old.otlp || self.contents.differ_in(&contents, files_of(otlp)))
+        {
+            self.telemetry.reconfigure(otlp).map_err(TelemetryError::from)?;
+        }
         self.controls.apply(prepared).await;
+        self.telemetry.make_room(self.controls.hosts());
         self.web.apply(listener).await;
         self.contents = contents;
         self.told = None;
@@ -206,10 +221,42 @@ fn keep_what_is_fixed(old: &Config, new: &mut Config) -> Vec<&'static str> {
             new.resource.clone_from(&old.resource);
         }
     }
-    if keep("otlp", old.otlp != new.otlp) {
-        new.otlp.clone_from(&old.otlp);
+    match (&old.otlp, &mut new.otlp) {
+        (Some(old), Some(new)) => {
+            let can_be = changed_while_running(old, new);
+            if keep("otlp (the queue, the resource, or which signals are sent)", can_be != *new) {
+                *new = can_be;
+            }
+        }
+        (old, new) => {
+            if keep("otlp.enabled", old.is_some() != new.is_some()) {
+                new.clone_from(old);
+            }
+        }
     }
     fixed
+}
+
+/// `old` with what of `new` the ways out can take over.
+fn changed_while_running(old: &OtlpConfig, new: &OtlpConfig) -> OtlpConfig {
+    let new = new.clone();
+    OtlpConfig {
+        endpoint: new.endpoint,
+        compression: new.compression,
+        headers: new.headers,
+        ca_file: new.ca_file,
+        cert_file: new.cert_file,
+        key_file: new.key_file,
+        interval: new.interval,
+        timeout: new.timeout,
+        max_points: new.max_points,
+        traces: old.traces.as_ref().and(new.traces).or_else(|| old.traces.clone()),
+        ..old.clone()
+    }
+}
+
+fn files_of(otlp: &OtlpConfig) -> [Option<&PathBuf>; 3] {
+    [otlp.ca_file.as_ref(), otlp.cert_file.as_ref(), otlp.key_file.as_ref()]
 }
 
 /// The sections that differ, for people.

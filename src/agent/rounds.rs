@@ -207,6 +207,11 @@ impl Controls {
         self.pace.subscribe()
     }
 
+    /// How many hosts are asked.
+    pub(super) fn hosts(&self) -> usize {
+        self.asked.borrow().hosts.len()
+    }
+
     /// Waits until the inventory has changed. Then [`Self::publish`].
     pub(super) async fn inventory_changed(&mut self) {
         if self.listed.changed().await.is_err() {

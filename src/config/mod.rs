@@ -212,6 +212,11 @@ pub struct TracesConfig {
     pub ratio: f64,
 }
 
+impl TracesConfig {
+    /// No trace is kept.
+    pub const NOTHING: Self = Self { slower_than: Duration::MAX, errors: false, ratio: 0.0 };
+}
+
 /// The listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrometheusConfig {

@@ -1,7 +1,7 @@
 //! The one list of all metrics. A room declares its metrics beside the code that reports them and gets
 //! one line here; gauges, pages and documentation are made from this list.
 
-use super::{events, export, process};
+use super::{events, export, logs, process};
 use crate::accounts::guard;
 use crate::collectors::{Metrics, critical_service, overall_state};
 use crate::config::watch;
@@ -25,6 +25,7 @@ static ROOMS: &[(&str, Metrics)] = &[
     ("The agent's SOAP calls", vim::METRICS),
     ("The agent's guard", guard::METRICS),
     ("The agent's exports", export::METRICS),
+    ("The agent's log records", logs::METRICS),
     ("The agent's events", events::METRICS),
     ("The agent's process", process::METRICS),
 ];

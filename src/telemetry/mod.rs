@@ -13,6 +13,7 @@ pub mod sampling;
 
 mod filter;
 mod logs;
+mod outbox;
 #[cfg(test)]
 mod taken;
 mod traces;
@@ -20,7 +21,7 @@ mod traces;
 pub use filter::Verbosity;
 pub use logs::Console;
 
-use crate::config::{Compression, Config, OtlpConfig};
+use crate::config::{Compression, Config, OtlpConfig, TracesConfig};
 use crate::readings::Readings;
 use crate::span::PastSpans;
 use crate::stats::Stats;
@@ -29,16 +30,18 @@ use export::peer::{Peer, PeerError, Presence};
 use export::queue::{Caps, Queue};
 use export::sender::Sender;
 use export::transport::GrpcTransport;
-use export::{Exporter, Options, Parts};
+use export::{Exporter, Options, Parts, SPANS};
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData};
+use outbox::{Outbox, Route};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Dispatch;
@@ -72,8 +75,20 @@ pub struct Telemetry {
     exporter: Option<Exporter>,
     /// Tells what happens, until it is told to end.
     events: (JoinHandle<()>, CancellationToken),
-    traces: Option<SdkTracerProvider>,
-    logs: Option<SdkLoggerProvider>,
+    /// What else may change while it runs.
+    signals: Option<Signals>,
+}
+
+/// Traces and logs.
+#[derive(Debug)]
+struct Signals {
+    route: watch::Sender<Route>,
+    keep: watch::Sender<TracesConfig>,
+    spans: Outbox<SpanData>,
+    closing: watch::Sender<bool>,
+    senders: JoinSet<()>,
+    /// What they are made with, which ends with them.
+    _providers: (Option<SdkTracerProvider>, Option<SdkLoggerProvider>),
 }
 
 impl Telemetry {
@@ -91,26 +106,23 @@ impl Telemetry {
             let dispatch = Dispatch::new(tracing_subscriber::registry().with(console.map(Console::layer)));
             let past_spans = PastSpans::default();
             let events = tell_events(readings, stats, None, &dispatch, &cancel);
-            return Ok(Self { dispatch, past_spans, exporter: None, events, traces: None, logs: None });
+            return Ok(Self { dispatch, past_spans, exporter: None, events, signals: None });
         };
         let peer = Peer::new(otlp)?;
         let presence = Arc::new(Presence::new(peer.name()));
         let resource = resource(otlp);
-        let traces = match otlp.traces.clone() {
-            Some(keep) => Some(traces::provider(
-                &peer,
-                otlp.compression,
-                keep,
-                resource.clone(),
-                Arc::clone(&presence),
-                Arc::clone(&stats),
-            )?),
-            None => None,
-        };
-        let logs = match otlp.logs || otlp.events {
-            true => Some(logs::provider(&peer, otlp.compression, resource.clone(), Arc::clone(&presence))?),
-            false => None,
-        };
+        let (route, follow) = watch::channel(Route { peer: peer.clone(), compression: otlp.compression });
+        let (keep, kept) = watch::channel(otlp.traces.clone().unwrap_or(TracesConfig::NOTHING));
+        let spans = Outbox::new(traces::cap(0), &SPANS, Arc::clone(&stats));
+        let span_postman =
+            traces::postman(spans.clone(), follow.clone(), resource.clone(), Arc::clone(&presence))?;
+        let traces = otlp.traces.is_some().then(|| {
+            let (presence, stats) = (Arc::clone(&presence), Arc::clone(&stats));
+            traces::provider(spans.clone(), kept, resource.clone(), presence, stats)
+        });
+        let records = logs::outbox(Arc::clone(&stats));
+        let record_postman = logs::postman(records.clone(), follow, resource.clone(), Arc::clone(&presence))?;
+        let logs = (otlp.logs || otlp.events).then(|| logs::provider(records, resource.clone()));
         let tracer = traces.as_ref().map(traces::tracer);
         let subscriber = tracing_subscriber::registry()
             .with(tracer.clone().map(traces::layer))
@@ -118,6 +130,10 @@ impl Telemetry {
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
+        let (closing, closes) = watch::channel(false);
+        let mut senders = JoinSet::new();
+        senders.spawn(span_postman.run(closes.clone()).with_subscriber(dispatch.clone()));
+        senders.spawn(record_postman.run(closes).with_subscriber(dispatch.clone()));
         let logger = logs.as_ref().filter(|_| otlp.events).map(logs::logger);
         let events = tell_events(Arc::clone(&readings), Arc::clone(&stats), logger, &dispatch, &cancel);
         let exporter = otlp.metrics.then(|| {
@@ -125,12 +141,36 @@ impl Telemetry {
                 exporter(otlp, peer, presence, resource, readings, stats, cancel)
             })
         });
-        Ok(Self { dispatch, past_spans: PastSpans::new(tracer), exporter, events, traces, logs })
+        let signals = Signals { route, keep, spans, closing, senders, _providers: (traces, logs) };
+        let past_spans = PastSpans::new(tracer);
+        Ok(Self { dispatch, past_spans, exporter, events, signals: Some(signals) })
     }
 
     /// Makes spans whose times are known only afterwards.
     pub fn past_spans(&self) -> PastSpans {
         self.past_spans.clone()
+    }
+
+    /// Traces and logs go to another Collector, and other traces are kept, from the next request on. Endpoint, headers,
+    /// TLS, compression, time-out and `traces.keep` are taken over; whatever else there is in `otlp` needs a new
+    /// start.
+    ///
+    /// # Errors
+    /// When the new address, headers or files can't be used; then everything stays as it was.
+    pub fn reconfigure(&self, otlp: &OtlpConfig) -> Result<(), PeerError> {
+        let Some(signals) = &self.signals else { return Ok(()) };
+        signals.route.send_replace(Route { peer: Peer::new(otlp)?, compression: otlp.compression });
+        if let Some(keep) = &otlp.traces {
+            signals.keep.send_replace(keep.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes room for the spans of a round over so many hosts.
+    pub fn make_room(&self, hosts: usize) {
+        if let Some(signals) = &self.signals {
+            signals.spans.set_cap(traces::cap(hosts));
+        }
     }
 
     /// The exporter of metrics, if there is one.
@@ -151,13 +191,14 @@ impl Telemetry {
                 let _ = timeout(limit, exporter.finish(Instant::now() + limit)).await;
             }
         };
-        let limit = limit.min(FLUSH);
-        let traces = self.traces.clone();
-        let traces =
-            flush(limit, move || traces.map_or(Ok(()), |traces| traces.shutdown_with_timeout(limit)));
-        let logs = self.logs.clone();
-        let logs = flush(limit, move || logs.map_or(Ok(()), |logs| logs.shutdown_with_timeout(limit)));
-        tokio::join!(metrics, traces, logs);
+        let signals = async {
+            let Some(mut signals) = self.signals else { return };
+            signals.closing.send_replace(true);
+            // What could not be sent by then is lost, and there is nobody left to tell.
+            let _ = timeout(limit.min(FLUSH), async { while signals.senders.join_next().await.is_some() {} })
+                .await;
+        };
+        tokio::join!(metrics, signals);
     }
 }
 
@@ -172,12 +213,6 @@ fn tell_events(
     let stop = cancel.child_token();
     let telling = events::teller(readings, stats, logger).run(stop.clone());
     (tokio::spawn(telling.with_subscriber(dispatch.clone())), stop)
-}
-
-/// The SDK's shutdown blocks its thread.
-async fn flush(limit: Duration, shutdown: impl FnOnce() -> OTelSdkResult + Send + 'static) {
-    // What could not be sent by now is lost, and there is nobody left to tell.
-    let _ = timeout(limit, tokio::task::spawn_blocking(shutdown)).await;
 }
 
 fn exporter(
