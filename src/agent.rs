@@ -104,7 +104,7 @@ impl Agent {
         let spans = telemetry.past_spans();
         let building = async {
             let web = web::bind(&config).await?;
-            let rounds = Rounds::with(&config, readings, stats, spans, stop_watching.clone()).await?;
+            let rounds = Rounds::build_with(&config, readings, stats, spans, stop_watching.clone()).await?;
             Ok::<_, StartError>((rounds, web))
         };
         let (rounds, web) = building.with_subscriber(telemetry.dispatch.clone()).await?;

@@ -35,14 +35,12 @@ impl TraceRef {
     }
 }
 
-/// Key of a root span's attribute: how many changes it saw that somebody is told of. Its trace is kept.
-pub const CHANGES: &str = "esxi.changes";
+/// Key of a root span's attribute: it saw a change that somebody is told of. Its trace is kept.
+pub const CHANGED: &str = "esxi.changed";
 
-/// Notes on the root span of a visit or poll, which has to be still open, how many changes it saw.
-pub fn note_changes(span: &Span, changes: usize) {
-    if changes > 0 {
-        span.set_attribute(CHANGES, i64::try_from(changes).unwrap_or(i64::MAX));
-    }
+/// Notes on the root span of a visit or poll, which has to be still open, that it saw a change.
+pub fn note_change(span: &Span) {
+    span.set_attribute(CHANGED, true);
 }
 
 /// Makes spans whose times are known only afterwards, such as those of one script of a visit.

@@ -202,10 +202,11 @@ async fn another_collector_gets_the_traces_and_events_from_then_on() {
     agent.handle.reload.now().await.unwrap();
     estate.fleet.set_service(0, "ntpd", ServiceState::Stopped);
     agent.handle.now.everybody();
-    let event = |seen: &Seen| seen.logs.iter().any(|log| log.event == "esxi.service.stopped");
-    other.wait_until(event, LIMIT).await.unwrap();
-    other.wait_until(|seen| seen.spans_named("visit").count() == 1, LIMIT).await.unwrap();
-    assert!(!estate.sink.seen(event));
+    let event = |seen: &Seen| seen.logs.iter().find(|log| log.event == "esxi.service.stopped").cloned();
+    let stopped = other.wait_for(event, LIMIT).await.unwrap();
+    let its_visit = |seen: &Seen| seen.spans_named("visit").any(|span| span.ids[0] == stopped.trace);
+    other.wait_until(its_visit, LIMIT).await.unwrap();
+    assert!(estate.sink.seen(event).is_none());
     agent.stop().await;
 }
 

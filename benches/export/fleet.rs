@@ -61,7 +61,7 @@ impl Fleet {
                 readings: self.critical_service.questions().iter().flat_map(of).collect(),
                 stale_after: Some(self.critical_service.stale_after()),
             });
-            conclude_visit(readings, host, None, Duration::from_millis(400) + MINUTE / 1_000 * round, None);
+            conclude_visit(readings, host, None, Duration::from_millis(400) + MINUTE / 1_000 * round);
         }
         for (vcenter, objects) in &self.answers {
             readings.record(Report {
@@ -70,7 +70,7 @@ impl Fleet {
                 readings: self.overall_state.read(vcenter, objects, &self.inventory),
                 stale_after: Some(self.overall_state.stale_after()),
             });
-            conclude_poll(readings, vcenter, None, Duration::from_millis(900) + MINUTE / 1_000 * round, None);
+            conclude_poll(readings, vcenter, None, Duration::from_millis(900) + MINUTE / 1_000 * round);
         }
     }
 

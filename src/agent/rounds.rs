@@ -107,10 +107,14 @@ impl Rounds {
     /// When the inventory or the known host keys can't be read.
     pub async fn build(config: &Arc<Config>) -> Result<Self, StartError> {
         let (readings, stats) = (Readings::new(), Stats::new());
-        Self::with(config, readings, stats, PastSpans::default(), CancellationToken::new()).await
+        Self::build_with(config, readings, stats, PastSpans::default(), CancellationToken::new()).await
     }
 
-    pub(super) async fn with(
+    /// The same, into `readings` and `stats` that others know, with spans, until `stop`.
+    ///
+    /// # Errors
+    /// When the inventory or the known host keys can't be read.
+    pub async fn build_with(
         config: &Arc<Config>,
         readings: Arc<Readings>,
         stats: Arc<Stats>,
@@ -149,7 +153,7 @@ impl Rounds {
         let setup = poll_setup(config, access, trusted(config).await);
         let (setup, by_setup) = watch::channel(Arc::new(setup));
         let vcenters = VcenterPolls::new(by_setup, Arc::clone(&readings), Arc::clone(&stats), first);
-        let poller = Poller { hosts: Arc::new(hosts), vcenters: Arc::new(vcenters) };
+        let poller = Poller { hosts: Some(Arc::new(hosts)), vcenters: Some(Arc::new(vcenters)) };
         let controls = Controls {
             config: Arc::clone(config),
             inventory,

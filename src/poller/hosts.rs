@@ -8,7 +8,6 @@ use crate::collectors::HostCollector;
 use crate::inventory::{Host, Inventory};
 use crate::outcome::Failure;
 use crate::readings::Readings;
-use crate::span::{self, TraceRef};
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use futures::StreamExt;
@@ -95,14 +94,14 @@ impl HostVisits {
         limit: Duration,
     ) -> (Option<Failure>, Lane) {
         let visited = self.visitor.visit(host, due, limit).await;
-        let (seen_by, mut changes) = (TraceRef::of(&visited.span), 0);
+        // What changed was seen by this visit.
+        let _seen_by = visited.span.entered();
         for report in visited.reports {
-            changes += self.readings.record_seen(report, seen_by);
+            self.readings.record(report);
         }
         let failure = visited.outcome.err();
         count(&self.stats, TargetKind::Host, failure.as_ref());
-        changes += series::conclude_visit(&self.readings, host, failure.clone(), visited.duration, seen_by);
-        span::note_changes(&visited.span, changes);
+        series::conclude_visit(&self.readings, host, failure.clone(), visited.duration);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         let lane = Lane::after(failure.as_ref(), visited.reached, visited.duration);
         (failure, lane)

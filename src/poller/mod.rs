@@ -45,10 +45,10 @@ pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES
 
 /// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
 pub struct Poller {
-    /// Visits by SSH.
-    pub hosts: Arc<HostVisits>,
-    /// Polls by SOAP.
-    pub vcenters: Arc<VcenterPolls>,
+    /// Visits by SSH; `None`: no collector asks hosts.
+    pub hosts: Option<Arc<HostVisits>>,
+    /// Polls by SOAP; `None`: no collector asks vCenters.
+    pub vcenters: Option<Arc<VcenterPolls>>,
 }
 
 /// The end of one visit or poll, for whoever counts along.
@@ -71,34 +71,56 @@ impl Poller {
         stats: Arc<Stats>,
         cancel: CancellationToken,
     ) {
-        let schedule = schedule::Schedule::new(
-            Arc::clone(&self.hosts),
-            inventory.clone(),
-            pace,
-            Arc::clone(&now.hosts),
-            self.vcenters.callers(),
-            stats,
-        );
         let hosts = async {
+            let Some(hosts) = &self.hosts else { return };
+            let callers = self.vcenters.as_ref().map(|vcenters| vcenters.callers()).unwrap_or_default();
+            let schedule = schedule::Schedule::new(
+                Arc::clone(hosts),
+                inventory.clone(),
+                pace,
+                Arc::clone(&now.hosts),
+                callers,
+                stats,
+            );
             schedule.run(cancel.clone()).await;
-            self.hosts.close_all().await;
+            hosts.close_all().await;
         };
-        let vcenters =
-            Arc::clone(&self.vcenters).run(inventory.clone(), Arc::clone(&now.vcenters), cancel.clone());
+        let vcenters = async {
+            let Some(vcenters) = &self.vcenters else { return };
+            Arc::clone(vcenters).run(inventory.clone(), Arc::clone(&now.vcenters), cancel.clone()).await;
+        };
         tokio::join!(hosts, vcenters);
         debug!("everybody is logged out");
     }
 
     /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions.
     pub async fn round(&self, inventory: &Inventory, pace: &Pace, concluded: impl Fn(Concluded) + Sync) {
-        let hosts = self.hosts.round(inventory, pace, &concluded);
-        let vcenters = self.vcenters.round(inventory, &concluded);
+        let hosts = async {
+            if let Some(hosts) = &self.hosts {
+                hosts.round(inventory, pace, &concluded).await;
+            }
+        };
+        let vcenters = async {
+            if let Some(vcenters) = &self.vcenters {
+                vcenters.round(inventory, &concluded).await;
+            }
+        };
         tokio::join!(hosts, vcenters);
     }
 
     /// Ends every kept session and logs out of every vCenter. Bounded.
     pub async fn close(&self) {
-        tokio::join!(self.hosts.close_all(), self.vcenters.logout_all());
+        let hosts = async {
+            if let Some(hosts) = &self.hosts {
+                hosts.close_all().await;
+            }
+        };
+        let vcenters = async {
+            if let Some(vcenters) = &self.vcenters {
+                vcenters.logout_all().await;
+            }
+        };
+        tokio::join!(hosts, vcenters);
     }
 }
 

@@ -5,7 +5,6 @@ use crate::inventory::{Host, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Sample, Unit};
 use crate::outcome::Failure;
 use crate::readings::{Reading, Readings, Report};
-use crate::span::TraceRef;
 use crate::target::TargetId;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -108,28 +107,16 @@ static VCENTER: Defs = Defs {
     last_success: &vcenter::LAST_SUCCESS,
 };
 
-/// Stores how a visit ended. Returns how many changes that makes that somebody listens for.
-pub fn conclude_visit(
-    readings: &Readings,
-    host: &Host,
-    failure: Option<Failure>,
-    took: Duration,
-    seen_by: Option<TraceRef>,
-) -> usize {
+/// Stores how a visit ended.
+pub fn conclude_visit(readings: &Readings, host: &Host, failure: Option<Failure>, took: Duration) {
     let attributes = Attributes::new([("site", host.site.clone()), ("hostsystem", host.address.clone())]);
-    conclude(readings, &HOST, &host.id(), &attributes, (failure, took, seen_by))
+    conclude(readings, &HOST, &host.id(), &attributes, failure, took);
 }
 
-/// Stores how a poll ended. Returns how many changes that makes that somebody listens for.
-pub fn conclude_poll(
-    readings: &Readings,
-    vcenter: &Vcenter,
-    failure: Option<Failure>,
-    took: Duration,
-    seen_by: Option<TraceRef>,
-) -> usize {
+/// Stores how a poll ended.
+pub fn conclude_poll(readings: &Readings, vcenter: &Vcenter, failure: Option<Failure>, took: Duration) {
     let attributes = Attributes::new([("site", vcenter.site.clone()), ("vcenter", vcenter.address.clone())]);
-    conclude(readings, &VCENTER, &vcenter.id(), &attributes, (failure, took, seen_by))
+    conclude(readings, &VCENTER, &vcenter.id(), &attributes, failure, took);
 }
 
 fn conclude(
@@ -137,8 +124,9 @@ fn conclude(
     defs: &Defs,
     id: &TargetId,
     attributes: &Attributes,
-    (failure, took, seen_by): (Option<Failure>, Duration, Option<TraceRef>),
-) -> usize {
+    failure: Option<Failure>,
+    took: Duration,
+) {
     let reason = failure.as_ref().map(|failure| failure.reason.word());
     readings.conclude(id, failure, took, SystemTime::now());
     let sample = |def, value| Sample::new(def, attributes.clone(), value);
@@ -154,14 +142,13 @@ fn conclude(
         samples.push(sample(defs.last_success, at));
     }
     let readings_of_outcome = vec![Reading { part: Arc::from("outcome"), samples }];
-    let report = Report {
+    readings.record(Report {
         target: id.clone(),
         collector: "outcome",
         readings: readings_of_outcome,
         // Until the target leaves the inventory: a host never vanishes without a word.
         stale_after: None,
-    };
-    readings.record_seen(report, seen_by)
+    });
 }
 
 #[cfg(test)]
@@ -184,18 +171,18 @@ mod tests {
     #[tokio::test]
     async fn a_host_goes_down_with_its_reason_and_comes_back_without() {
         let readings = Readings::new();
-        conclude_visit(&readings, &esx1(), None, Duration::from_secs(1), None);
+        conclude_visit(&readings, &esx1(), None, Duration::from_secs(1));
         assert_eq!(value(&readings, &host::UP), Some(1.0));
         assert_eq!(value(&readings, &host::FAILURE), None);
         let worked_at = value(&readings, &host::LAST_SUCCESS);
 
         let refused = Failure::new(FailureReason::ConnectRefused, "esx1.example.org: refused");
-        conclude_visit(&readings, &esx1(), Some(refused), Duration::from_secs(1), None);
+        conclude_visit(&readings, &esx1(), Some(refused), Duration::from_secs(1));
         assert_eq!(value(&readings, &host::UP), Some(0.0));
         assert_eq!(value(&readings, &host::FAILURE), Some(1.0));
         assert_eq!(value(&readings, &host::LAST_SUCCESS), worked_at, "its age tells how long it is down");
 
-        conclude_visit(&readings, &esx1(), None, Duration::from_secs(1), None);
+        conclude_visit(&readings, &esx1(), None, Duration::from_secs(1));
         assert_eq!(value(&readings, &host::FAILURE), None);
     }
 
@@ -203,7 +190,7 @@ mod tests {
     async fn a_host_that_never_worked_has_no_last_success() {
         let readings = Readings::new();
         let failure = Failure::new(FailureReason::Dns, "no such name");
-        conclude_visit(&readings, &esx1(), Some(failure), Duration::ZERO, None);
+        conclude_visit(&readings, &esx1(), Some(failure), Duration::ZERO);
         assert_eq!(value(&readings, &host::LAST_SUCCESS), None);
         assert_eq!(value(&readings, &host::UP), Some(0.0));
     }

@@ -6,7 +6,6 @@ use super::{Concluded, count, series};
 use crate::inventory::{Inventory, Vcenter};
 use crate::outcome::Failure;
 use crate::readings::Readings;
-use crate::span::{self, TraceRef};
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
 use std::collections::HashMap;
@@ -172,14 +171,14 @@ impl VcenterPolls {
         if polled.outcome.is_ok() {
             self.callers.look_at(&vcenter.id(), &polled.reports);
         }
-        let (seen_by, mut changes) = (TraceRef::of(&polled.span), 0);
+        // What changed was seen by this poll.
+        let _seen_by = polled.span.entered();
         for report in polled.reports {
-            changes += self.readings.record_seen(report, seen_by);
+            self.readings.record(report);
         }
         let failure = polled.outcome.err();
         count(&self.stats, TargetKind::Vcenter, failure.as_ref());
-        changes += series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration, seen_by);
-        span::note_changes(&polled.span, changes);
+        series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         failure
     }

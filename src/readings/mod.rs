@@ -10,7 +10,6 @@ pub use transitions::{Hearing, News, Transition, Wanted};
 
 use crate::metric::{Attributes, Cadence, MetricDef, Sample};
 use crate::outcome::Failure;
-use crate::span::TraceRef;
 use crate::target::TargetId;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -137,21 +136,16 @@ impl Readings {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores what a visit or poll brought. Each reading replaces what was known of its part.
+    /// Stores what a visit or poll brought, whose span is the current one. Each reading replaces what was known of
+    /// its part.
     pub fn record(&self, report: Report) {
-        self.record_seen(report, None);
-    }
-
-    /// The same, where it is known which visit or poll saw it. Returns how many changes somebody listens for.
-    pub fn record_seen(&self, report: Report, by: Option<TraceRef>) -> usize {
         let stale_at = report.stale_after.map(|age| Instant::now() + age);
         let mut inner = self.lock();
         let Inner { targets, changes, listener } = &mut *inner;
         let id = report.target;
         let target = targets.entry(id.clone()).or_default();
         let is_first = !target.parts.keys().any(|(collector, _)| *collector == report.collector);
-        let seen = Seen { target: &id, by, is_first };
-        let mut heard = 0;
+        let seen = Seen { target: &id, is_first };
         let before = changes.len();
         for reading in report.readings {
             let key = (report.collector, reading.part);
@@ -161,7 +155,9 @@ impl Readings {
             let new: Arc<[Sample]> = new.into();
             note_updates(changes, old, &new);
             note_ends(changes, old, &new);
-            heard += listener.as_ref().map_or(0, |listener| listener.compare(&seen, old, &new));
+            if let Some(listener) = listener {
+                listener.compare(&seen, old, &new);
+            }
             if new.is_empty() {
                 target.parts.remove(&key);
             } else {
@@ -171,7 +167,6 @@ impl Readings {
         if changes.len() > before {
             self.changed.notify_one();
         }
-        heard
     }
 
     /// Changes from now on, one by one. For one listener: the one before hears nothing more.

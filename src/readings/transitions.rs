@@ -3,11 +3,12 @@
 
 use super::same_series;
 use crate::metric::{Attributes, MetricDef, Sample};
-use crate::span::TraceRef;
+use crate::span::{self, TraceRef};
 use crate::target::TargetId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 /// Most changes that wait to be heard. A site that goes down as a whole is one change a host or two.
 const WAITING: usize = 65_536;
@@ -78,7 +79,6 @@ pub(super) struct Listener {
 /// Whose part it is, and what is known of the report.
 pub(super) struct Seen<'a> {
     pub(super) target: &'a TargetId,
-    pub(super) by: Option<TraceRef>,
     pub(super) is_first: bool,
 }
 
@@ -89,19 +89,21 @@ impl Listener {
         (Self { wanted, news: sender, lost: Arc::clone(&lost) }, Hearing { news, lost })
     }
 
-    /// Tells what is different between two reports of one part. Returns how much has changed.
-    pub(super) fn compare(&self, seen: &Seen<'_>, old: &[Sample], new: &[Sample]) -> usize {
-        let mut changed = 0;
-        let mut tell = |sample: &Sample, before, after| {
+    /// Tells what is different between two reports of one part.
+    pub(super) fn compare(&self, seen: &Seen<'_>, old: &[Sample], new: &[Sample]) {
+        let tell = |sample: &Sample, before, after| {
             if (self.wanted)(sample.def, seen.is_first) {
-                changed += usize::from(!seen.is_first);
+                let span = Span::current();
+                if !seen.is_first {
+                    span::note_change(&span);
+                }
                 self.send(News::Changed(Transition {
                     target: seen.target.clone(),
                     def: sample.def,
                     attributes: sample.attributes.clone(),
                     before,
                     after,
-                    seen_by: seen.by,
+                    seen_by: TraceRef::of(&span),
                     is_first: seen.is_first,
                 }));
             }
@@ -121,7 +123,6 @@ impl Listener {
                 tell(sample, before, Some(sample.value));
             }
         }
-        changed
     }
 
     pub(super) fn left(&self, target: &TargetId) {

@@ -86,7 +86,7 @@ impl<P: SpanProcessor> TailSampler<P> {
         let is_away = || self.presence.as_ref().is_some_and(|presence| presence.is_away());
         let took = root.end_time.duration_since(root.start_time).unwrap_or_default();
         (keep.errors && failed)
-            || root.attributes.iter().any(|attribute| attribute.key.as_str() == span::CHANGES)
+            || root.attributes.iter().any(|attribute| attribute.key.as_str() == span::CHANGED)
             || took > keep.slower_than
             || (is_in_share(root.span_context.trace_id(), keep.ratio) && !is_away())
     }

@@ -59,7 +59,7 @@ impl Story {
         let endpoint = Endpoint { host: address.clone(), port: None };
         let host = Host { address, endpoint, site: "eu-1".into(), labels: Default::default() };
         let failure = failure.map(|reason| Failure::new(reason, format!("{}: {reason}", host.address)));
-        series::conclude_visit(&self.readings, &host, failure, Duration::ZERO, None);
+        series::conclude_visit(&self.readings, &host, failure, Duration::ZERO);
     }
 
     /// What would be told of what has happened since.
