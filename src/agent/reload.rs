@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// Asks a running agent to read its configuration again, as SIGHUP does.
 #[derive(Debug, Clone)]
@@ -86,12 +86,14 @@ impl<'a> Reloader<'a> {
                 () = stop.cancelled() => return self.controls,
                 () = self.controls.inventory_changed() => self.publish(),
                 Some(answer) = requests.recv() => {
-                    let result = self.read(true).await;
+                    let read = stop.run_until_cancelled(self.read(true)).await;
+                    let Some(result) = read else { return self.controls };
                     // Whoever asked may have lost interest.
                     let _ = answer.send(result);
                 }
                 () = changed => {
-                    let _ = self.read(false).await;
+                    // What is wrong is told there.
+                    let _ = stop.run_until_cancelled(self.read(false)).await;
                 }
             }
         }
@@ -120,7 +122,6 @@ impl<'a> Reloader<'a> {
                         name: "esxi.agent.config_good", target: events::TARGET,
                         "configuration: it is good again"
                     );
-                    watch::count(&self.stats, Outcome::Unchanged);
                 }
             }
             Err(why) if asked || self.suspected => self.refuse(why),
@@ -150,12 +151,11 @@ impl<'a> Reloader<'a> {
         let files: Vec<String> =
             self.contents.differing(&contents).iter().map(|path| path.display().to_string()).collect();
         if new == *old && files.is_empty() {
-            if asked {
-                if later.is_empty() {
-                    info!("configuration: nothing has changed");
-                }
+            if asked && later.is_empty() && self.told.is_none() {
+                info!("configuration: nothing has changed");
+            }
+            if asked || self.told.is_some() {
                 watch::count(&self.stats, Outcome::Unchanged);
-                self.told = None;
             }
             self.tell_later(later);
             return Ok(());
@@ -182,7 +182,7 @@ impl<'a> Reloader<'a> {
             "configuration taken over"
         );
         for note in loaded.notes {
-            debug!("{note}");
+            warn!("{note}");
         }
         self.tell_later(later);
         Ok(())
