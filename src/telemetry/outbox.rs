@@ -137,11 +137,14 @@ impl<T> Outbox<T> {
     }
 }
 
+/// Makes what sends along a route.
+type Build<P> = Box<dyn Fn(&Route) -> Result<P, TelemetryError> + Send>;
+
 /// Empties an outbox into the Collector.
 pub(super) struct Postman<P: Post> {
     outbox: Outbox<P::Item>,
     route: watch::Receiver<Route>,
-    build: Box<dyn Fn(&Route) -> Result<P, TelemetryError> + Send>,
+    build: Build<P>,
     post: P,
     presence: Arc<Presence>,
     pause: Duration,
