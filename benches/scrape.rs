@@ -6,6 +6,7 @@
 //! (`CLOCK_PROCESS_CPUTIME_ID`), the time that passed, and the peak of resident memory above what was resident
 //! before (`VmHWM`, set back before each step).
 
+#[allow(dead_code, reason = "the benchmark of exports uses all of it")]
 #[path = "export/fleet.rs"]
 mod fleet;
 #[path = "export/measure.rs"]

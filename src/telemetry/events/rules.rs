@@ -7,6 +7,7 @@ use crate::metric::{Attributes, MetricDef};
 use crate::outcome::FailureReason;
 use crate::readings::{Readings, Transition};
 use crate::target::TargetKind;
+use std::collections::BTreeSet;
 
 const SERVICE: &str = "esxi.critical_service.status";
 const PROBLEM: &str = "esxi.critical_service.problem";
@@ -96,6 +97,8 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
             }
             Some(event)
         }
+        // It goes on with another severity.
+        ALARM if alarms_of(change, readings, &host).contains(&of("alarm")) => None,
         ALARM => seen(&catalog::ALARM_CLEARED, true, format!("host {host}: alarm {:?} is over", of("alarm"))),
         CONNECTION if now == Some(1.0) => {
             let is_good = change.attributes.get("state") == Some("connected");
@@ -151,13 +154,7 @@ fn status(change: &Transition, readings: &Readings, host: &str, vcenter: &str) -
 
 /// The alarms of a host at this moment, as words.
 fn alarms(change: &Transition, readings: &Readings, host: &str) -> String {
-    let samples = readings.of_target(&change.target);
-    let of_host = samples.iter().filter(|sample| {
-        sample.def.name == ALARM && sample.value > 0.0 && sample.attributes.get("hostsystem") == Some(host)
-    });
-    let mut names: Vec<_> = of_host.filter_map(|sample| sample.attributes.get("alarm")).collect();
-    names.sort_unstable();
-    names.dedup();
+    let mut names: Vec<_> = alarms_of(change, readings, host).into_iter().collect();
     let more = names.len().saturating_sub(NAMED);
     names.truncate(NAMED);
     match (names.is_empty(), more) {
@@ -165,6 +162,14 @@ fn alarms(change: &Transition, readings: &Readings, host: &str) -> String {
         (false, 0) => format!(": {}", names.join(", ")),
         (false, more) => format!(": {} and {more} more", names.join(", ")),
     }
+}
+
+fn alarms_of(change: &Transition, readings: &Readings, host: &str) -> BTreeSet<String> {
+    let samples = readings.of_target(&change.target);
+    let of_host = samples.iter().filter(|sample| {
+        sample.def.name == ALARM && sample.value > 0.0 && sample.attributes.get("hostsystem") == Some(host)
+    });
+    of_host.filter_map(|sample| sample.attributes.get("alarm").map(str::to_owned)).collect()
 }
 
 /// The one clear line, if it is still the one of this failure; else the word.

@@ -113,6 +113,10 @@ async fn a_red_host_is_told_with_its_alarms() {
     assert_eq!(*severity, Severity::Error);
     assert_eq!(body, "host esx1 is red (was green) at vCenter vc1: Fan, Host memory usage");
     assert_eq!(told.len(), 2, "the alarms are events of their own: {told:?}");
+    story.host(0.0, &[("Host memory usage", "red"), ("Fan", "red")]);
+    let told = story.news();
+    assert_eq!(told.len(), 1, "an alarm that gets worse is not over: {told:?}");
+    assert_eq!((told[0].0, told[0].1), ("esxi.host.alarm_triggered", Severity::Error));
     story.host(2.0, &[]);
     let names: Vec<_> = story.news().into_iter().map(|(name, severity, _)| (name, severity)).collect();
     assert!(names.contains(&("esxi.host.status_changed", Severity::Info)));
