@@ -266,5 +266,6 @@ fn config(endpoint: &str) -> OtlpConfig {
         metrics: true,
         traces: None,
         logs: false,
+        events: false,
     }
 }

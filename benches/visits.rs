@@ -89,7 +89,7 @@ async fn at_once(asking: &Rounds, hosts: usize, rounds: usize) {
 
 async fn spread(asking: &Rounds, hosts: usize, intervals: usize) {
     let stop = CancellationToken::new();
-    let (_keep, pace) = watch::channel(asking.pace.clone());
+    let (_keep, pace) = watch::channel(asking.pace());
     let (_here, inventory) = watch::channel(asking.inventory());
     let (now, stats) = (Now::default(), Arc::clone(&asking.stats));
     let running = asking.poller.run_hosts(inventory, pace, &now, stats, stop.clone());

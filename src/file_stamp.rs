@@ -1,8 +1,12 @@
 //! Leaf: has a file changed? Told by meta-data alone, for files that are looked at again and again.
 
-use std::fs::Metadata;
+use sha2::{Digest as _, Sha256};
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
+use zeroize::Zeroizing;
 
 /// A file modified less than this before it was read may be modified once more without its stamp
 /// changing: file systems keep times at their own grain, up to 2 s.
@@ -41,6 +45,24 @@ impl FileStamp {
     /// read: for whoever looks again by [`Self::is_still`] where that matters.
     pub fn resembles(&self, now: &Metadata) -> bool {
         *self == Self { settled: self.settled, ..Self::of(now) }
+    }
+}
+
+/// What stands in files, as far as one has to tell whether it is still the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of all the files, in this order; one that can't be read counts as empty. Reads 1 MiB of each at most, and
+    /// blocks for that time.
+    pub fn of<'a>(files: impl IntoIterator<Item = &'a Path>) -> Self {
+        let mut all = Sha256::new();
+        for file in files {
+            let mut content = Zeroizing::new(Vec::new());
+            let read = File::open(file).and_then(|open| open.take(1 << 20).read_to_end(&mut content));
+            all.update(Sha256::digest(read.map_or(&[][..], |_| &content)));
+        }
+        Self(all.finalize().into())
     }
 }
 

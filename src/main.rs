@@ -39,9 +39,7 @@ async fn run(cli: Cli) -> ExitCode {
     let load = || Config::load(&cli.global.sources());
     let done = match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => match load() {
-            Ok(Loaded { config, notes, .. }) => {
-                commands::run::run(Arc::new(config), notes, verbosity, stop).await
-            }
+            Ok(loaded) => commands::run::run(loaded, cli.global.sources(), verbosity, stop).await,
             Err(error) => return unusable(&error),
         },
         Verb::Once(args) => match load() {

@@ -16,6 +16,34 @@ pub fn fail(span: &Span, failure: &Failure) {
     span.set_status(Status::error(failure.message.clone()));
 }
 
+/// Where in the traces something was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceRef {
+    /// The trace's id.
+    pub trace: [u8; 16],
+    /// The span's id.
+    pub span: [u8; 8],
+}
+
+impl TraceRef {
+    /// Of a span; `None`: it is not traced.
+    pub fn of(span: &Span) -> Option<Self> {
+        let context = span.context();
+        let context = context.span().span_context().clone();
+        context
+            .is_valid()
+            .then(|| Self { trace: context.trace_id().to_bytes(), span: context.span_id().to_bytes() })
+    }
+}
+
+/// Key of a root span's attribute: it saw a change that somebody is told of. Its trace is kept.
+pub const CHANGED: &str = "esxi.changed";
+
+/// Notes on the root span of a visit or poll, which has to be still open, that it saw a change.
+pub fn note_change(span: &Span) {
+    span.set_attribute(CHANGED, true);
+}
+
 /// Makes spans whose times are known only afterwards, such as those of one script of a visit.
 #[derive(Debug, Clone, Default)]
 pub struct PastSpans(Option<SdkTracer>);

@@ -157,7 +157,7 @@ fn without_a_file_the_defaults_hold() {
             ("service.version", version)
         ]
     );
-    assert!(otlp.metrics && otlp.logs && otlp.traces.is_some());
+    assert!(otlp.metrics && otlp.events && !otlp.logs && otlp.traces.is_some());
     assert_eq!(config.prometheus.unwrap().listen.to_string(), "0.0.0.0:9666");
 }
 

@@ -51,7 +51,7 @@ fn config(otlp: Option<OtlpConfig>) -> Config {
 /// Pushes all three signals, and keeps only traces that failed.
 fn all_signals(sink: &Sink) -> Config {
     let traces = TracesConfig { slower_than: Duration::from_secs(60), errors: true, ratio: 0.0 };
-    config(Some(OtlpConfig { traces: Some(traces), logs: true, ..otlp(sink.endpoint()) }))
+    config(Some(OtlpConfig { traces: Some(traces), logs: true, events: true, ..otlp(sink.endpoint()) }))
 }
 
 #[derive(Clone, Default)]

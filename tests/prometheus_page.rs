@@ -10,7 +10,7 @@ use esxi_otel_agent::readings::{Reading, Readings, Report};
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::target::TargetId;
 use esxi_otel_agent::web::{Shown, Web};
-use export::{STATUS, TOOK};
+use export::{LIMIT, STATUS, TOOK};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -99,6 +99,28 @@ async fn a_large_page_arrives_whole() {
     let (_, _, body) = listener.get("/metrics", "").await;
     assert_eq!(body.lines().filter(|line| line.starts_with("test_service_status{")).count(), 20_000);
     assert!(body.ends_with('\n'));
+}
+
+#[tokio::test]
+async fn scrapers_that_do_not_read_hold_up_nobody_for_long() {
+    install_crypto();
+    let listener = listen(100_000).await;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut scraper = TcpStream::connect(listener.address).await.expect("connected");
+        scraper.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        stalled.push(scraper);
+    }
+    // Those that have their turn get a beginning.
+    let mut byte = [0];
+    tokio::time::timeout(LIMIT, stalled[0].read_exact(&mut byte)).await.expect("in time").expect("an answer");
+    let (status, _, why) = listener.get("/metrics", "").await;
+    assert_eq!((status, why.as_str()), (503, "too many scrapes at a time\n"));
+    assert_eq!(listener.get("/healthz", "").await.0, 200);
+    drop(stalled);
+    let (status, _, body) = listener.get("/metrics", "").await;
+    assert_eq!(status, 200);
+    assert_eq!(body.lines().filter(|line| line.starts_with("test_service_status{")).count(), 100_000);
 }
 
 #[tokio::test]

@@ -11,11 +11,11 @@
 mod harness;
 mod vim_support;
 
-use esxi_otel_agent::collectors::VcenterCollector;
 use esxi_otel_agent::collectors::overall_state::OverallState;
 use esxi_otel_agent::config::{HostReport, OverallStateConfig};
+use esxi_otel_agent::file_stamp::Digest;
 use esxi_otel_agent::inventory::{Inventory, Vcenter};
-use esxi_otel_agent::poller::poll::VcenterPoller;
+use esxi_otel_agent::poller::poll::PollSetup;
 use esxi_otel_agent::poller::{Now, Pace, Poller, VcenterPolls};
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::vcenter::{
@@ -308,14 +308,18 @@ async fn a_vcenter_that_changes_its_site_or_leaves_the_inventory_keeps_no_sessio
     let setup = vim_support::Setup::of(&sim);
     let (readings, stats) = (Readings::new(), Arc::clone(&setup.stats));
     let interval = Duration::from_secs(3600);
-    let (config, access, counted_by) = (setup.config.clone(), setup.access(), Arc::clone(&stats));
-    let make = Box::new(move |vcenter| {
-        let settings = OverallStateConfig { interval, stale_after: interval, report: HostReport::default() };
-        let collectors: Vec<Arc<dyn VcenterCollector>> = vec![Arc::new(OverallState::new(&settings))];
-        VcenterPoller::new(vcenter, config.clone(), collectors, access.clone(), Arc::clone(&counted_by))
-    });
+    let settings = OverallStateConfig { interval, stale_after: interval, report: HostReport::default() };
+    let poll = PollSetup {
+        interval,
+        config: setup.config.clone(),
+        trusted: Digest::default(),
+        collectors: vec![Arc::new(OverallState::new(&settings))],
+        access: setup.access(),
+        discovery: None,
+    };
+    let (_setup, poll) = watch::channel(Arc::new(poll));
     let (first, _) = watch::channel(false);
-    let polls = VcenterPolls::new(make, interval, Arc::clone(&readings), Arc::clone(&stats), first);
+    let polls = VcenterPolls::new(poll, Arc::clone(&readings), Arc::clone(&stats), first);
     let poller = Poller { hosts: None, vcenters: Some(Arc::new(polls)), lists: None };
     let of_site = |site: &str| {
         let vcenter = Vcenter { site: site.into(), ..setup.vcenter.clone() };

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// Accounts for some of the targets.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CredentialRule {
     /// Where it stands, for people: `credentials[0]`.
     pub name: String,
@@ -24,6 +24,12 @@ pub struct CredentialRule {
 /// A regular expression that has to match a label's whole value. A label that a target lacks is empty.
 #[derive(Debug, Clone)]
 pub struct Matcher(Regex);
+
+impl PartialEq for Matcher {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
 
 impl FromStr for Matcher {
     type Err = String;

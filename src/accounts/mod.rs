@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The accounts of the configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct AccountsConfig {
     /// For some targets; the first one that matches and has an account of the target's kind wins.
     pub rules: Vec<CredentialRule>,
@@ -166,6 +166,16 @@ impl Accounts {
             keys: Keys::default(),
             master_keys: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// As whom to log in at a host; `None`: no account is configured for it. Reads nothing.
+    pub fn user_of_host(&self, host: &Host) -> Option<&Arc<str>> {
+        self.config.of_host(host).map(|chosen| &chosen.account.user)
+    }
+
+    /// How to log in at a vCenter, by the configuration; `None`: no account is configured for it.
+    pub fn account_of_vcenter(&self, vcenter: &Vcenter) -> Option<&Account> {
+        self.config.of_vcenter(vcenter).map(|chosen| chosen.account)
     }
 
     /// The login for a host.

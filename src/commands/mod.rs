@@ -28,6 +28,9 @@ pub enum VerbError {
     /// The guard's memory.
     #[error(transparent)]
     Guard(#[from] JournalError),
+    /// SIGHUP can't be listened for.
+    #[error("listening for signals: {0}")]
+    Signals(#[source] std::io::Error),
     /// The beginning of an id fits several.
     #[error("several credentials begin with {0}: give more of the id (`guard list --format json` shows all)")]
     Ambiguous(String),

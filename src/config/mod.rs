@@ -16,6 +16,7 @@ mod report;
 mod section;
 mod values;
 mod vcenter;
+pub mod watch;
 
 pub use load::{Loaded, Overrides, Sources};
 pub use report::{ConfigError, Origin, Problem, SettingOrigin};
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 /// The whole configuration, resolved and valid. What may change at run time is handed to its room as a
 /// `watch::Receiver<Arc<Config>>`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Where the targets come from.
     pub inventory: InventoryConfig,
@@ -118,7 +119,7 @@ pub enum NotInstalled {
 }
 
 /// How hosts are visited.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshConfig {
     /// Port of addresses that name none.
     pub port: u16,
@@ -150,7 +151,7 @@ pub enum HostKeyPolicy {
 }
 
 /// Where and how to push.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OtlpConfig {
     /// `http://host:port` or `https://host:port`.
     pub endpoint: String,
@@ -182,8 +183,10 @@ pub struct OtlpConfig {
     pub traces: Option<TracesConfig>,
     /// Export metrics.
     pub metrics: bool,
-    /// Export log records at info and above.
+    /// Export the agent's own log, at info and above.
     pub logs: bool,
+    /// Export events.
+    pub events: bool,
 }
 
 /// Where and how much of what waits for the Collector is kept on disk.
@@ -227,6 +230,11 @@ pub struct TracesConfig {
     pub errors: bool,
     /// Keep this share (0–1) of the rest.
     pub ratio: f64,
+}
+
+impl TracesConfig {
+    /// No trace is kept.
+    pub const NOTHING: Self = Self { slower_than: Duration::MAX, errors: false, ratio: 0.0 };
 }
 
 /// The listener.

@@ -84,7 +84,7 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path)
     let spool = spool(&mut section, state_dir);
     let metrics = exporter(context, "OTEL_METRICS_EXPORTER").is_none_or(|on| on.value);
     let traces = traces(&mut section);
-    let logs = switch(&mut section.section("logs"), "OTEL_LOGS_EXPORTER");
+    let (logs, events) = logs(&mut section);
     let resource = resource(context, host_name);
     refuse_protocols(context, &[metrics_of("PROTOCOL"), all_of("PROTOCOL")]);
     note_other_signals(context);
@@ -105,6 +105,7 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path)
         traces,
         metrics,
         logs,
+        events,
     })
 }
 
@@ -231,6 +232,15 @@ fn switch(section: &mut Section<'_>, variable: &str) -> bool {
     let off = exporter(section.context, variable).filter(|on| !on.value);
     let setting = section.setting("enabled", boolean);
     setting.env_maybe(variable, |_| Ok(off.as_ref().map(|_| false))).or(true).value
+}
+
+/// Whether the agent's own log, and whether events are exported.
+fn logs(otlp: &mut Section<'_>) -> (bool, bool) {
+    let mut section = otlp.section("logs");
+    let enabled = switch(&mut section, "OTEL_LOGS_EXPORTER");
+    let events = section.setting("events", boolean).or(true).value;
+    let records = section.setting("records", boolean).or(false).value;
+    (enabled && records, enabled && events)
 }
 
 fn traces(otlp: &mut Section<'_>) -> Option<TracesConfig> {

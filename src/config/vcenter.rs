@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// How vCenters are polled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VcenterConfig {
     /// Verify the server's certificate, where no thumbprint is given for it.
     pub verify_tls: bool,

@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Sources of targets, added up.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InventoryConfig {
     /// Prometheus file_sd JSON, watched.
     pub atlas: Option<PathBuf>,

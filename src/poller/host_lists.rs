@@ -5,13 +5,11 @@
 //! nobody, is logged in to for the list alone and logged out of again, at the inventory's slow pace.
 
 use super::count;
-use super::poll::VcenterPoller;
-use crate::config::VcenterConfig;
+use super::poll::{PollSetup, VcenterPoller};
 use crate::inventory::{Connection, DiscoveredAddress, Discovery, FoundHost, Inventory, Vcenter};
 use crate::outcome::Failure;
 use crate::stats::Stats;
 use crate::target::{TargetId, TargetKind};
-use crate::vim::client::Access;
 use crate::vim::management::{self, NET_CONFIG};
 use crate::vim::model::{ManagedObject, Reference, entity_name};
 use std::collections::{HashMap, HashSet};
@@ -125,12 +123,8 @@ fn whereabouts(
 
 /// Reads lists by themselves.
 pub struct HostLists {
-    discovery: Discovery,
-    config: VcenterConfig,
-    access: Access,
+    setup: watch::Receiver<Arc<PollSetup>>,
     stats: Arc<Stats>,
-    /// Whether this agent polls the vCenters of its shard, which brings their lists along.
-    polls: bool,
     /// Those that were asked once, so that whoever was cut short can be logged out of.
     asked: Mutex<Vec<Arc<AsyncMutex<VcenterPoller>>>>,
     first_result: watch::Sender<bool>,
@@ -139,26 +133,28 @@ pub struct HostLists {
 impl HostLists {
     /// Asks nobody yet. `first_result` becomes true with the first list that was read.
     pub fn new(
-        discovery: Discovery,
-        config: VcenterConfig,
-        access: Access,
+        setup: watch::Receiver<Arc<PollSetup>>,
         stats: Arc<Stats>,
-        polls: bool,
         first_result: watch::Sender<bool>,
     ) -> Self {
-        Self { discovery, config, access, stats, polls, asked: Mutex::default(), first_result }
+        Self { setup, stats, asked: Mutex::default(), first_result }
+    }
+
+    fn discovery(&self) -> Option<Discovery> {
+        self.setup.borrow().discovery.clone()
     }
 
     /// Whether hosts come from vCenters at all.
     pub fn are_wanted(&self) -> bool {
-        self.discovery.is_on()
+        self.discovery().is_some_and(|discovery| discovery.is_on())
     }
 
     /// Reads the lists of all vCenters once, all at the same time, polled or not: for whoever wants to know
     /// the hosts and nothing else.
     pub async fn read_all(&self, inventory: &Inventory) {
+        let Some(discovery) = self.discovery() else { return };
         let all = inventory.vcenters_of_all_shards().iter();
-        self.read_each(all.filter(|vcenter| self.discovery.of(vcenter).is_some())).await;
+        self.read_each(all.filter(|vcenter| discovery.of(vcenter).is_some())).await;
     }
 
     /// Logs out wherever a reading was dropped half-way. Bounded by the client.
@@ -186,7 +182,9 @@ impl HostLists {
     ) {
         let mut tasks = JoinSet::new();
         let mut known: HashMap<TargetId, (Arc<Vcenter>, CancellationToken, Arc<Notify>)> = HashMap::new();
+        let mut setup = self.setup.clone();
         loop {
+            setup.mark_unchanged();
             let present = Arc::clone(&inventory.borrow_and_update());
             let wanted: HashMap<TargetId, &Arc<Vcenter>> =
                 self.unpolled(&present).map(|vcenter| (vcenter.id(), vcenter)).collect();
@@ -209,6 +207,7 @@ impl HostLists {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 changed = inventory.changed() => if changed.is_err() { cancel.cancelled().await },
+                Ok(()) = setup.changed() => {}
                 () = now.notified() => known.values().for_each(|(_, _, now)| now.notify_one()),
                 Some(_) = tasks.join_next() => {}
             }
@@ -226,25 +225,34 @@ impl HostLists {
         self.asked().clear();
     }
 
-    fn unpolled<'a>(&'a self, inventory: &'a Inventory) -> impl Iterator<Item = &'a Arc<Vcenter>> {
-        let polled = move |vcenter: &&Arc<Vcenter>| self.polls && inventory.vcenters.contains(vcenter);
-        let all = inventory.vcenters_of_all_shards().iter();
-        all.filter(move |vcenter| !polled(vcenter) && self.discovery.of(vcenter).is_some())
+    /// Those that list hosts, of which there is use, and that this agent does not poll.
+    fn unpolled<'a>(&self, inventory: &'a Inventory) -> impl Iterator<Item = &'a Arc<Vcenter>> + use<'a> {
+        let setup = Arc::clone(&self.setup.borrow());
+        let wants = move |vcenter: &&Arc<Vcenter>| {
+            let polled = !setup.collectors.is_empty() && inventory.vcenters.contains(*vcenter);
+            !polled && setup.discovery.as_ref().is_some_and(|lists| lists.of(vcenter).is_some())
+        };
+        inventory.vcenters_of_all_shards().iter().filter(wants)
     }
 
     /// A poller without collectors.
     fn poller(&self, vcenter: &Arc<Vcenter>) -> VcenterPoller {
-        let (access, stats) = (self.access.clone(), Arc::clone(&self.stats));
-        VcenterPoller::new(Arc::clone(vcenter), self.config.clone(), Vec::new(), access, stats)
-            .listing(HostList::new(self.discovery.clone()))
+        let PollSetup { config, access, discovery, .. } = (**self.setup.borrow()).clone();
+        let poller =
+            VcenterPoller::new(Arc::clone(vcenter), config, Vec::new(), access, Arc::clone(&self.stats));
+        match discovery {
+            Some(discovery) => poller.listing(HostList::new(discovery)),
+            None => poller,
+        }
     }
 
     /// Agents that were started together shall not all log in at the same moment, again and again.
     async fn keep_reading(self: Arc<Self>, vcenter: Arc<Vcenter>, now: Arc<Notify>, stop: CancellationToken) {
-        let mut poller = self.poller(&vcenter);
         loop {
-            self.read(&vcenter, &mut poller, &stop).await;
-            let pause = self.discovery.interval().mul_f64(0.9 + 0.2 * rand::random::<f64>());
+            self.read(&vcenter, &mut self.poller(&vcenter), &stop).await;
+            // Without discovery this task is about to be stopped.
+            let Some(discovery) = self.discovery() else { return };
+            let pause = discovery.interval().mul_f64(0.9 + 0.2 * rand::random::<f64>());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = now.notified() => {}

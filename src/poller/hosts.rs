@@ -16,12 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+
+/// Those that ask hosts.
+pub type HostCollectors = Arc<[Arc<dyn HostCollector>]>;
 
 /// The visits of all hosts.
 pub struct HostVisits {
     visitor: Visitor,
-    collectors: Vec<Arc<dyn HostCollector>>,
+    collectors: watch::Receiver<HostCollectors>,
     /// When each collector last asked a host.
     asked: Mutex<HashMap<TargetId, HashMap<&'static str, Instant>>>,
     readings: Arc<Readings>,
@@ -30,10 +32,10 @@ pub struct HostVisits {
 }
 
 impl HostVisits {
-    /// Visits on behalf of `collectors`. `first_result` becomes true with the first visit that ended.
+    /// Visits on behalf of `collectors`: each visit for those of its time. `first_result` becomes true with the first visit that ended.
     pub fn new(
         visitor: Visitor,
-        collectors: Vec<Arc<dyn HostCollector>>,
+        collectors: watch::Receiver<HostCollectors>,
         readings: Arc<Readings>,
         stats: Arc<Stats>,
         first_result: watch::Sender<bool>,
@@ -48,8 +50,9 @@ impl HostVisits {
         pace: &Pace,
         concluded: &(impl Fn(Concluded) + Sync),
     ) {
+        let collectors = &self.collectors();
         let visits = inventory.hosts.iter().map(|host| async move {
-            let (failure, _) = self.visit_all(host, &self.collectors, pace.interval).await;
+            let (failure, _) = self.visit_all(host, collectors, pace.interval).await;
             concluded(Concluded { target: host.id(), failure });
         });
         futures::stream::iter(visits).buffer_unordered(pace.max_in_flight).collect::<()>().await;
@@ -58,6 +61,10 @@ impl HostVisits {
     /// Ends every kept session. Bounded.
     pub(super) async fn close_all(&self) {
         self.visitor.close_all().await;
+    }
+
+    fn collectors(&self) -> HostCollectors {
+        Arc::clone(&self.collectors.borrow())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TargetId, HashMap<&'static str, Instant>>> {
@@ -72,14 +79,14 @@ impl HostVisits {
         let is_due = |collector: &&Arc<dyn HostCollector>| {
             asked.get(collector.name()).is_none_or(|at| now + interval / 2 >= *at + collector.interval())
         };
-        let due: Vec<_> = self.collectors.iter().filter(is_due).cloned().collect();
+        let due: Vec<_> = self.collectors().iter().filter(is_due).cloned().collect();
         for collector in &due {
             asked.insert(collector.name(), now);
         }
         due
     }
 
-    /// One visit, its samples and its outcome stored, its end counted and, if it is news, told.
+    /// One visit, its samples and its outcome stored, its end counted.
     async fn visit_all(
         &self,
         host: &Arc<Host>,
@@ -87,11 +94,12 @@ impl HostVisits {
         limit: Duration,
     ) -> (Option<Failure>, Lane) {
         let visited = self.visitor.visit(host, due, limit).await;
+        // What changed was seen by this visit.
+        let _seen_by = visited.span.entered();
         for report in visited.reports {
             self.readings.record(report);
         }
         let failure = visited.outcome.err();
-        tell(&self.readings, &host.id(), failure.as_ref());
         count(&self.stats, TargetKind::Host, failure.as_ref());
         series::conclude_visit(&self.readings, host, failure.clone(), visited.duration);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
@@ -123,18 +131,5 @@ impl Visits for HostVisits {
     fn hurry(&self) {
         self.lock().clear();
         self.visitor.ask_all();
-    }
-}
-
-/// One line when a target fails in a new way, and one when it is back: not one a round.
-pub(super) fn tell(readings: &Readings, id: &TargetId, failure: Option<&Failure>) {
-    let before = readings.status(id).and_then(|status| status.failure);
-    match (before, failure) {
-        (None, Some(now)) => warn!(target = %id, reason = %now.reason, "{now}"),
-        (Some(then), Some(now)) if then.reason != now.reason => {
-            warn!(target = %id, reason = %now.reason, "{now}");
-        }
-        (Some(_), None) => info!(target = %id, "answers again"),
-        _ => {}
     }
 }

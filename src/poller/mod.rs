@@ -20,7 +20,7 @@ mod vcenters;
 pub mod visit;
 
 pub use host_lists::{HostList, HostLists};
-pub use hosts::HostVisits;
+pub use hosts::{HostCollectors, HostVisits};
 pub use lane::Lane;
 pub use schedule::Pace;
 pub use vcenters::VcenterPolls;
@@ -111,15 +111,14 @@ impl Poller {
         schedule::Schedule::new(hosts, inventory, pace, now, callers, stats).run(cancel).await;
     }
 
-    /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions. Where vCenters
-    /// list hosts they come first, and then those hosts as well.
+    /// Asks everybody once, at most `pace.max_in_flight` hosts at a time; keeps the sessions. `now` says who
+    /// there is: where vCenters list hosts they come first, and then those hosts as well.
     pub async fn round(
         &self,
-        inventory: &watch::Receiver<Arc<Inventory>>,
+        now: impl Fn() -> Arc<Inventory>,
         pace: &Pace,
         concluded: impl Fn(Concluded) + Sync,
     ) {
-        let now = || Arc::clone(&inventory.borrow());
         let (concluded, first) = (&concluded, now());
         let visits = async |inventory: &Inventory| {
             if let Some(hosts) = &self.hosts {

@@ -5,7 +5,8 @@ use super::host_lists::HostList;
 use super::lookups::Lookups;
 use crate::collectors::{Detail, Lookup, VcenterAnswer, VcenterCollector, VcenterReader};
 use crate::config::VcenterConfig;
-use crate::inventory::{Inventory, Vcenter};
+use crate::file_stamp::Digest;
+use crate::inventory::{Discovery, Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::readings::{Reading, Report};
 use crate::stats::Stats;
@@ -43,6 +44,25 @@ pub struct Polled {
     pub outcome: Result<(), Failure>,
     /// How long it took.
     pub duration: Duration,
+    /// Its span, still open: for what comes of the answers.
+    pub span: Span,
+}
+
+/// How vCenters are asked. May be replaced while polls are under way.
+#[derive(Clone)]
+pub struct PollSetup {
+    /// Pause between two polls.
+    pub interval: Duration,
+    /// TLS, pages, limits.
+    pub config: VcenterConfig,
+    /// The content of the certificates that `config` names: a file that keeps its name may be another one.
+    pub trusted: Digest,
+    /// On whose behalf.
+    pub collectors: Vec<Arc<dyn VcenterCollector>>,
+    /// As whom.
+    pub access: Access,
+    /// Which vCenters list hosts for the inventory; `None`: nobody visits any.
+    pub discovery: Option<Discovery>,
 }
 
 /// Polls one vCenter, and keeps its session between polls. Whoever owns it calls
@@ -54,6 +74,7 @@ pub struct VcenterPoller {
     access: Access,
     stats: Arc<Stats>,
     client: Option<VimClient>,
+    trusted: Digest,
     unknown: Unknown,
     /// When the poll that began last has to have ended, its details included.
     until: Instant,
@@ -78,6 +99,18 @@ struct Bound {
     plans: Vec<Plan>,
     /// The parts of the last whole report, so that the series of a host that is gone can be ended.
     reported: HashSet<Arc<str>>,
+}
+
+impl Bound {
+    fn new(collector: Arc<dyn VcenterCollector>) -> Self {
+        Self {
+            reader: collector.reader(),
+            lookups: Lookups::default(),
+            plans: collector.details().iter().map(|_| Plan::default()).collect(),
+            reported: HashSet::new(),
+            collector,
+        }
+    }
 }
 
 /// What a vCenter's version does not know of hosts, and which version that is.
@@ -118,20 +151,14 @@ impl VcenterPoller {
         access: Access,
         stats: Arc<Stats>,
     ) -> Self {
-        let bound = |collector: Arc<dyn VcenterCollector>| Bound {
-            reader: collector.reader(),
-            lookups: Lookups::default(),
-            plans: collector.details().iter().map(|_| Plan::default()).collect(),
-            reported: HashSet::new(),
-            collector,
-        };
         Self {
             vcenter,
             config,
-            collectors: collectors.into_iter().map(bound).collect(),
+            collectors: collectors.into_iter().map(Bound::new).collect(),
             access,
             stats,
             client: None,
+            trusted: Digest::default(),
             unknown: Unknown::default(),
             until: Instant::now(),
             failing: BTreeSet::new(),
@@ -147,6 +174,33 @@ impl VcenterPoller {
     pub fn listing(mut self, list: HostList) -> Self {
         self.list = Some(list);
         self
+    }
+
+    /// Asks for other collectors, with another configuration and as somebody else, from the next poll on. The
+    /// session goes on unless it is one that would not be opened so.
+    pub async fn adapt(&mut self, setup: &PollSetup) {
+        let account = |access: &Access| access.accounts.account_of_vcenter(&self.vcenter).cloned();
+        let as_before = self.config == setup.config
+            && self.trusted == setup.trusted
+            && self.access.allow == setup.access.allow
+            && account(&self.access) == account(&setup.access);
+        if !as_before {
+            self.logout().await;
+            self.client = None;
+        }
+        self.config.clone_from(&setup.config);
+        self.trusted = setup.trusted;
+        self.access.clone_from(&setup.access);
+        let mut before = std::mem::take(&mut self.collectors);
+        let bound = |collector: &Arc<dyn VcenterCollector>| {
+            let mut bound = Bound::new(Arc::clone(collector));
+            // What it reported stands, and has to end when its host goes.
+            if let Some(old) = before.iter_mut().find(|old| old.collector.name() == collector.name()) {
+                bound.reported = std::mem::take(&mut old.reported);
+            }
+            bound
+        };
+        self.collectors = setup.collectors.iter().map(bound).collect();
     }
 
     /// Which vCenter.
@@ -215,7 +269,7 @@ impl VcenterPoller {
                 (Vec::new(), false, Err(failure))
             }
         };
-        Polled { reports, is_whole, outcome, duration: started.elapsed() }
+        Polled { reports, is_whole, outcome, duration: started.elapsed(), span }
     }
 
     /// Ends the session, within a few seconds.

@@ -144,7 +144,7 @@ impl<V: Visits> Schedule<V> {
                 biased;
                 () = cancel.cancelled() => break,
                 Ok(()) = self.inventory.changed() => self.reconcile(&mut table, start),
-                Ok(()) = self.pace.changed() => {}
+                Ok(()) = self.pace.changed() => table.quicken(start, &self.pace.borrow()),
                 Some(ended) = table.running.join_next_with_id() => {
                     let (id, lane) = ended.unwrap_or_else(|error| (error.id(), None));
                     self.ended(&mut table, id, lane, start, &pace);
@@ -311,6 +311,19 @@ impl Timetable {
         entry.due = due;
         let lane = entry.lane;
         self.queue_of(lane).push(Reverse(Due(due, id.clone())));
+    }
+
+    /// The pace has changed: whoever would come earlier by it does.
+    fn quicken(&mut self, start: Instant, pace: &Pace) {
+        let now = Instant::now();
+        let mut earlier = Vec::new();
+        for (id, entry) in self.entries.iter().filter(|(_, entry)| entry.lane == Lane::Normal) {
+            let due = next_on_grid(start, entry.phase, pace.interval, now);
+            if due < entry.due {
+                earlier.push((id.clone(), due));
+            }
+        }
+        earlier.iter().for_each(|(id, due)| self.make_due(id, *due));
     }
 
     fn all_due(&mut self, now: Instant) {

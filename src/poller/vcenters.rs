@@ -2,8 +2,8 @@
 
 use super::callers::Callers;
 use super::hints::{self, Wish, Wishes};
-use super::hosts::tell;
-use super::poll::{Polled, VcenterPoller};
+use super::host_lists::HostList;
+use super::poll::{PollSetup, Polled, VcenterPoller};
 use super::schedule::{next_on_grid, phase};
 use super::{Concluded, count, series};
 use crate::inventory::{Inventory, Vcenter};
@@ -14,20 +14,15 @@ use crate::target::{TargetId, TargetKind};
 use crate::vim::client::Live;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-/// Makes the poller of a vCenter that has come into the inventory.
-pub type MakePoller = Box<dyn Fn(Arc<Vcenter>) -> VcenterPoller + Send + Sync>;
-
 /// The polls of all vCenters.
 pub struct VcenterPolls {
-    make: MakePoller,
-    interval: Duration,
+    setup: watch::Receiver<Arc<PollSetup>>,
     /// The pollers of single rounds with their sessions; each is polled by one task at a time.
     pollers: Mutex<HashMap<TargetId, Arc<AsyncMutex<VcenterPoller>>>>,
     callers: Arc<Callers>,
@@ -37,16 +32,16 @@ pub struct VcenterPolls {
 }
 
 impl VcenterPolls {
-    /// Polls every `interval`. `first_result` becomes true with the first poll that ended.
+    /// Polls as `setup` says: each poll by the one of its time. `first_result` becomes true with the first poll
+    /// that ended.
     pub fn new(
-        make: MakePoller,
-        interval: Duration,
+        setup: watch::Receiver<Arc<PollSetup>>,
         readings: Arc<Readings>,
         stats: Arc<Stats>,
         first_result: watch::Sender<bool>,
     ) -> Self {
         let (pollers, callers) = (Mutex::default(), Arc::default());
-        Self { make, interval, pollers, callers, readings, stats, first_result }
+        Self { setup, pollers, callers, readings, stats, first_result }
     }
 
     /// The hosts that a vCenter has found again.
@@ -109,7 +104,7 @@ impl VcenterPolls {
             let poller = Arc::clone(
                 self.lock()
                     .entry(vcenter.id())
-                    .or_insert_with(|| Arc::new(AsyncMutex::new((self.make)(Arc::clone(vcenter))))),
+                    .or_insert_with(|| Arc::new(AsyncMutex::new(self.poller(vcenter)))),
             );
             let failure = self.poll(&mut *poller.lock().await, inventory).await;
             concluded(Concluded { target: vcenter.id(), failure });
@@ -139,14 +134,13 @@ impl VcenterPolls {
         now: Arc<Notify>,
         stop: CancellationToken,
     ) {
-        let mut poller = (self.make)(Arc::clone(&vcenter));
+        let mut poller = self.poller(&vcenter);
         let (session, sessions) = watch::channel(None);
         let wishes = Wishes::default();
         let asking = async {
             // Closed when the last poll is over: who listens takes down its tents then, before the logout.
             let session = session;
-            let wishes = poller.hints().then_some(&wishes);
-            self.ask(&mut poller, &inventory, &now, &stop, &session, wishes).await;
+            self.ask(&mut poller, &inventory, &now, &stop, &session, &wishes).await;
         };
         let listening = async {
             hints::listen(&vcenter, sessions, &wishes, &self.stats).await;
@@ -168,29 +162,36 @@ impl VcenterPolls {
         now: &Notify,
         stop: &CancellationToken,
         session: &watch::Sender<Option<Live>>,
-        wishes: Option<&Wishes>,
+        wishes: &Wishes,
     ) {
         let started = Instant::now();
         // Many vCenters are not asked all at the same moment, but for the first time.
         let phase = phase(&poller.vcenter().address);
+        let mut setup = self.setup.clone();
         let mut due = started;
         let mut may_hurry = started;
         loop {
+            let interval = setup.borrow_and_update().interval;
             let hurried = async {
-                match wishes {
-                    Some(wishes) => wishes.some().await,
-                    None => std::future::pending().await,
-                }
+                wishes.some().await;
                 sleep_until(may_hurry).await;
             };
             let is_hurried = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                Ok(()) = setup.changed() => {
+                    let setup = Arc::clone(&setup.borrow());
+                    poller.adapt(&setup).await;
+                    listen_in(poller, session);
+                    // A shorter interval counts at once.
+                    due = due.min(next_on_grid(started, phase, setup.interval, Instant::now()));
+                    continue;
+                }
                 () = sleep_until(due) => false,
                 () = now.notified() => false,
                 () = hurried => true,
             };
-            let wish = wishes.map(Wishes::take).filter(|_| is_hurried);
+            let wish = Some(wishes.take()).filter(|_| is_hurried);
             let began = Instant::now();
             let inventory = Arc::clone(&inventory.borrow());
             let polling = async {
@@ -203,23 +204,26 @@ impl VcenterPolls {
                 () = stop.cancelled() => return,
                 () = polling => {}
             }
-            if wishes.is_some() {
-                let live = poller.live();
-                let number = |live: &Option<Live>| live.as_ref().map(|live| live.number);
-                session.send_if_modified(|before| {
-                    let is_new = number(before) != number(&live);
-                    *before = live;
-                    is_new
-                });
-            }
+            listen_in(poller, session);
             let now = Instant::now();
             if is_hurried {
                 may_hurry = now.max(began + hints::pause_after(now - began));
             }
             if now >= due {
-                let earliest = now.max(due + self.interval / 2);
-                due = next_on_grid(started, phase, self.interval, earliest);
+                let earliest = now.max(due + interval / 2);
+                due = next_on_grid(started, phase, interval, earliest);
             }
+        }
+    }
+
+    /// A poller for the setup of now.
+    fn poller(&self, vcenter: &Arc<Vcenter>) -> VcenterPoller {
+        let (vcenter, stats) = (Arc::clone(vcenter), Arc::clone(&self.stats));
+        let PollSetup { config, collectors, access, discovery, .. } = (**self.setup.borrow()).clone();
+        let poller = VcenterPoller::new(vcenter, config, collectors, access, stats);
+        match discovery {
+            Some(discovery) => poller.listing(HostList::new(discovery)),
+            None => poller,
         }
     }
 
@@ -227,7 +231,7 @@ impl VcenterPolls {
     async fn poll(&self, poller: &mut VcenterPoller, inventory: &Inventory) -> Option<Failure> {
         let started = Instant::now();
         let polled = poller.poll(inventory).await;
-        if started.elapsed() >= self.interval {
+        if started.elapsed() >= self.setup.borrow().interval {
             let kind = crate::metric::Attributes::new([("kind", "vcenter")]);
             self.stats.add(&super::schedule::OVERRUNS, kind, 1.0);
         }
@@ -262,9 +266,7 @@ impl VcenterPolls {
             return;
         }
         self.callers.look_at(&poller.vcenter().id(), &polled.reports, false);
-        for report in polled.reports {
-            self.readings.record(report);
-        }
+        polled.span.in_scope(|| polled.reports.into_iter().for_each(|report| self.readings.record(report)));
         // Why a host has just turned red is one of them.
         self.details(poller, inventory).await;
     }
@@ -274,15 +276,27 @@ impl VcenterPolls {
         if polled.outcome.is_ok() {
             self.callers.look_at(&vcenter.id(), &polled.reports, true);
         }
+        // What changed was seen by this poll.
+        let _seen_by = polled.span.entered();
         for report in polled.reports {
             self.readings.record(report);
         }
         let failure = polled.outcome.err();
-        tell(&self.readings, &vcenter.id(), failure.as_ref());
         count(&self.stats, TargetKind::Vcenter, failure.as_ref());
         let expires = poller.certificate().and_then(|certificate| certificate.expires);
         series::conclude_poll(&self.readings, vcenter, failure.clone(), polled.duration, expires);
         self.first_result.send_if_modified(|first| !std::mem::replace(first, true));
         failure
     }
+}
+
+/// Lets those who listen know in which session, if hints are wanted.
+fn listen_in(poller: &VcenterPoller, session: &watch::Sender<Option<Live>>) {
+    let live = poller.hints().then(|| poller.live()).flatten();
+    let number = |live: &Option<Live>| live.as_ref().map(|live| live.number);
+    session.send_if_modified(|before| {
+        let is_new = number(before) != number(&live);
+        *before = live;
+        is_new
+    });
 }

@@ -22,6 +22,7 @@ use crate::target::TargetId;
 use opentelemetry::KeyValue;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, Span, debug, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -65,12 +66,37 @@ pub struct Visited {
     pub reached: bool,
     /// How long it took.
     pub duration: Duration,
+    /// Its span, still open: for what comes of the answers.
+    pub span: Span,
+}
+
+/// How to get at hosts. May be replaced while visits are under way.
+#[derive(Clone)]
+pub struct Means {
+    /// Opens sessions.
+    pub connector: Arc<Connector>,
+    /// As whom.
+    pub accounts: Arc<Accounts>,
+    /// From when on these hold: sessions that are older were opened by others.
+    pub since: Instant,
+}
+
+impl Means {
+    /// They hold from now on.
+    pub fn new(connector: Connector, accounts: Arc<Accounts>) -> Self {
+        Self { connector: Arc::new(connector), accounts, since: Instant::now() }
+    }
+
+    /// Whether a kept session may be used on.
+    fn would_open(&self, session: &Session, host: &Host) -> bool {
+        session.opened() >= self.since
+            || self.connector.would_open(session, host, self.accounts.user_of_host(host))
+    }
 }
 
 /// Visits hosts, and keeps their sessions in between.
 pub struct Visitor {
-    connector: Connector,
-    accounts: Arc<Accounts>,
+    means: watch::Receiver<Means>,
     pool: Pool,
     hung: Hung,
     /// From when on the ages of sessions are counted.
@@ -105,8 +131,20 @@ struct Answers {
 impl Visitor {
     /// Visits over `connector`, as whom `accounts` says. `spans` is for the spans of single questions.
     pub fn new(connector: Connector, accounts: Arc<Accounts>, stats: Arc<Stats>, spans: PastSpans) -> Self {
+        // What nobody sends to keeps its value.
+        let (_, means) = watch::channel(Means::new(connector, accounts));
+        Self::following(means, stats, spans)
+    }
+
+    /// The same by `means` that may change: each visit goes by those of its time. A kept session lives on
+    /// unless it is one that they would not open.
+    pub fn following(means: watch::Receiver<Means>, stats: Arc<Stats>, spans: PastSpans) -> Self {
         let (pool, hung, epoch) = (Pool::default(), Hung::default(), Instant::now());
-        Self { connector, accounts, pool, hung, epoch, stats, spans }
+        Self { means, pool, hung, epoch, stats, spans }
+    }
+
+    fn means(&self) -> Means {
+        self.means.borrow().clone()
     }
 
     /// Asks `host` all that the collectors `due` want to know. Takes `limit` at most. Dropping the future
@@ -128,7 +166,7 @@ impl Visitor {
         if let Err(failure) = &outcome {
             span::fail(&span, failure);
         }
-        Visited { reports, outcome, reached, duration: start.elapsed() }
+        Visited { reports, outcome, reached, duration: start.elapsed(), span }
     }
 
     /// Ends the session of a host that has left the inventory.
@@ -191,7 +229,12 @@ impl Visitor {
     /// The kept session, if there is one; in place of one that is due to be refreshed a new one.
     async fn kept_or_refreshed(&self, host: &Host) -> Result<Option<Session>, Failure> {
         let Some(kept) = self.pool.take(&host.id()) else { return Ok(None) };
-        let every = self.connector.config().refresh_sessions;
+        let means = self.means();
+        if !means.would_open(&kept, host) {
+            kept.close().await;
+            return Ok(None);
+        }
+        let every = means.connector.config().refresh_sessions;
         let is_old = |every| is_due_for_refresh(&host.address, every, self.epoch, kept.opened());
         if every.is_some_and(is_old) {
             match self.log_in(host).await {
@@ -210,8 +253,9 @@ impl Visitor {
 
     async fn log_in(&self, host: &Host) -> Result<Session, Failure> {
         Span::current().set_attribute("esxi.session.kept", false);
-        let login = self.accounts.for_host(host).await?;
-        let session = self.connector.connect(host, &login).await?;
+        let means = self.means();
+        let login = means.accounts.for_host(host).await?;
+        let session = means.connector.connect(host, &login).await?;
         self.stats.add(&USED, Attributes::new([("kind", "new")]), 1.0);
         Ok(session)
     }
@@ -224,7 +268,8 @@ impl Visitor {
         deadline: Instant,
     ) -> Result<Answers, Failure> {
         let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(MARGIN);
-        let timeout = self.connector.config().command_timeout.min(left);
+        let connector = self.means().connector;
+        let timeout = connector.config().command_timeout.min(left);
         let limits = Limits { timeout, max_bytes: command::max_output(asked.questions.len()) };
         let marker = command::new_marker();
         let questions = asked.questions.iter().map(|(_, question, former)| (question, *former));
@@ -234,7 +279,7 @@ impl Visitor {
         let started = SystemTime::now();
         let transcript = session.exec(&text, limits, |elapsed, line| reader.line(elapsed, line)).await;
         let transcript = transcript.map_err(|f| f.during(format_args!("visit of {}", host.id())))?;
-        if self.connector.config().reuse_sessions {
+        if connector.config().reuse_sessions {
             if let Some(session) = self.pool.keep(host.id(), session) {
                 session.close().await;
             }

@@ -4,6 +4,10 @@
 //! Knows neither SSH, nor SOAP, nor OpenTelemetry. One lock, held for memory operations only; readers
 //! get an immutable [`Snapshot`].
 
+mod transitions;
+
+pub use transitions::{Hearing, News, Transition, Wanted};
+
 use crate::metric::{Attributes, Cadence, MetricDef, Sample};
 use crate::outcome::Failure;
 use crate::target::TargetId;
@@ -12,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use transitions::{Listener, Seen};
 
 /// What a collector found out about one part of a target (a service, say). It replaces what was known
 /// of that part; parts that a report does not name stand until they are stale.
@@ -105,6 +110,7 @@ struct Inner {
     targets: HashMap<TargetId, Target>,
     /// The last word on each changed series: its value, or that it ended. Capped by the number of series.
     changes: HashMap<SeriesKey, Option<f64>>,
+    listener: Option<Listener>,
 }
 
 #[derive(Debug, Default)]
@@ -130,12 +136,16 @@ impl Readings {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores what a visit or poll brought. Each reading replaces what was known of its part.
+    /// Stores what a visit or poll brought, whose span is the current one. Each reading replaces what was known of
+    /// its part.
     pub fn record(&self, report: Report) {
         let stale_at = report.stale_after.map(|age| Instant::now() + age);
         let mut inner = self.lock();
-        let Inner { targets, changes } = &mut *inner;
-        let target = targets.entry(report.target).or_default();
+        let Inner { targets, changes, listener } = &mut *inner;
+        let id = report.target;
+        let target = targets.entry(id.clone()).or_default();
+        let is_first = !target.parts.keys().any(|(collector, _)| *collector == report.collector);
+        let seen = Seen { target: &id, is_first };
         let before = changes.len();
         for reading in report.readings {
             let key = (report.collector, reading.part);
@@ -145,6 +155,9 @@ impl Readings {
             let new: Arc<[Sample]> = new.into();
             note_updates(changes, old, &new);
             note_ends(changes, old, &new);
+            if let Some(listener) = listener {
+                listener.compare(&seen, old, &new);
+            }
             if new.is_empty() {
                 target.parts.remove(&key);
             } else {
@@ -154,6 +167,13 @@ impl Readings {
         if changes.len() > before {
             self.changed.notify_one();
         }
+    }
+
+    /// Changes from now on, one by one. For one listener: the one before hears nothing more.
+    pub fn listen(&self, wanted: Wanted) -> Hearing {
+        let (listener, hearing) = Listener::new(wanted);
+        self.lock().listener = Some(listener);
+        hearing
     }
 
     /// Stores how a visit or poll ended. Keeps the time of the last success when it failed.
@@ -183,7 +203,10 @@ impl Readings {
     /// Forgets a target that has left the inventory: all its series end.
     pub fn forget(&self, id: &TargetId) {
         let mut inner = self.lock();
-        let Inner { targets, changes } = &mut *inner;
+        let Inner { targets, changes, listener } = &mut *inner;
+        if let Some(listener) = listener {
+            listener.left(id);
+        }
         for part in targets.remove(id).iter().flat_map(|target| target.parts.values()) {
             note_ends(changes, &part.samples, &[]);
         }

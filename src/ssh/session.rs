@@ -100,6 +100,23 @@ impl Connector {
         self
     }
 
+    /// Another one with other limits, choices and addresses, that shares the rest with this one.
+    #[must_use]
+    pub fn configured(&self, config: SshConfig, host_keys: Arc<HostKeys>, allow: Arc<Allow>) -> Self {
+        Self { config, host_keys, allow, ..self.clone() }
+    }
+
+    /// Whether a session, opened with another configuration, is one that this one would open, too: to the same
+    /// port, at an address that is still allowed, as the same user.
+    pub fn would_open(&self, session: &Session, host: &Host, user: Option<&Arc<str>>) -> bool {
+        let (opened_for, peer) = &session.peer;
+        let (name, port) = (&host.endpoint.host, host.endpoint.port.unwrap_or(self.config.port));
+        opened_for == name
+            && peer.port() == port
+            && (self.allow.names(name) || self.allow.holds(peer.ip()))
+            && user == Some(&session.user)
+    }
+
     /// Another one that shares everything with this one, and takes down the steps of its connections (`name`,
     /// `tcp`, `key_exchange`, `methods`, `guard`, `login`) and of its sessions (`command`), with what is
     /// learned on the way.
@@ -169,8 +186,8 @@ impl Connector {
         let limit = self.config.login_timeout.saturating_sub(started.elapsed());
         traced(&span, authenticate(&mut handle, &told, (&target, login), &self.guard, limit)).await?;
         let (opened, counted) = (Instant::now(), Counted::new(&self.open));
-        let peer = (Arc::clone(name), peer);
-        Ok(Session { handle, told, peer, opened, broken: false, _owned: owned, _counted: counted })
+        let (peer, user) = ((Arc::clone(name), peer), Arc::clone(&login.user));
+        Ok(Session { handle, told, peer, user, opened, broken: false, _owned: owned, _counted: counted })
     }
 
     async fn exchange_keys(
@@ -240,6 +257,8 @@ pub struct Session {
     told: Arc<Told>,
     /// Its name in the inventory, and its address.
     peer: (Arc<str>, SocketAddr),
+    /// As whom.
+    user: Arc<str>,
     opened: Instant,
     /// A command is under way or did not end well: the host may not have freed its channel.
     broken: bool,

@@ -1,9 +1,10 @@
 //! The one list of all metrics. A room declares its metrics beside the code that reports them and gets
 //! one line here; gauges, pages and documentation are made from this list.
 
-use super::{export, process};
+use super::{events, export, logs, process};
 use crate::accounts::guard;
 use crate::collectors::{Metrics, critical_service, overall_state};
+use crate::config::watch;
 use crate::metric::{Kind, MetricDef, Unit};
 use crate::outcome::FailureReason;
 use crate::poller::{self, series, visit};
@@ -17,12 +18,15 @@ static ROOMS: &[(&str, Metrics)] = &[
     ("Overall state, and what else a vCenter knows", overall_state::METRICS),
     ("Visits and polls", series::METRICS),
     ("The agent's inventory", inventory::METRICS),
+    ("The agent's configuration", watch::METRICS),
     ("The agent's visits and polls", poller::METRICS),
     ("The agent's kept sessions", visit::METRICS),
     ("The agent's SSH sessions", ssh::METRICS),
     ("The agent's SOAP calls", vim::METRICS),
     ("The agent's guard", guard::METRICS),
     ("The agent's exports", export::METRICS),
+    ("The agent's log records", logs::METRICS),
+    ("The agent's events", events::METRICS),
     ("The agent's process", process::METRICS),
 ];
 

@@ -3,6 +3,7 @@
 //! The filters of the two ways out are fixed: with the exporter's own libraries let through, every export
 //! makes records that are exported. With a filter of `trace`, one span became 113,060 in six seconds.
 
+use super::events;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// The crate, and its part that plays the peers and never belongs to the agent's own telemetry.
@@ -39,8 +40,16 @@ pub(super) fn spans() -> Targets {
 }
 
 /// The records that are exported: the agent's at info and above, others' warnings.
-pub(super) fn records() -> Targets {
+fn records() -> Targets {
     without_wires(spans().with_default(LevelFilter::WARN), LevelFilter::OFF)
+}
+
+/// What is exported of the log: all records, or not, and those that are events, or not. Events that are told
+/// by themselves are not exported once more.
+pub(super) fn exported(with_records: bool, with_events: bool) -> Targets {
+    let records = if with_records { records() } else { Targets::new() };
+    let level = if with_events { LevelFilter::INFO } else { LevelFilter::OFF };
+    records.with_target(events::TOLD, LevelFilter::OFF).with_target(events::TARGET, level)
 }
 
 /// What stands on the console.

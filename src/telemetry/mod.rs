@@ -4,6 +4,7 @@
 //! several agents, and simulated peers beside them, run in one process.
 
 pub mod catalog;
+pub mod events;
 pub mod export;
 pub mod metrics;
 pub mod process;
@@ -12,6 +13,7 @@ pub mod sampling;
 
 mod filter;
 mod logs;
+mod outbox;
 #[cfg(test)]
 mod taken;
 mod traces;
@@ -19,7 +21,7 @@ mod traces;
 pub use filter::Verbosity;
 pub use logs::Console;
 
-use crate::config::{Compression, Config, OtlpConfig};
+use crate::config::{Compression, Config, OtlpConfig, TracesConfig};
 use crate::readings::Readings;
 use crate::span::PastSpans;
 use crate::stats::Stats;
@@ -29,24 +31,30 @@ use export::queue::{Caps, Queue};
 use export::sender::Sender;
 use export::spool::{Keeper, SpoolOptions};
 use export::transport::{Destination, GrpcTransport};
-use export::{Exporter, Options, Parts};
+use export::{Exporter, Options, Parts, SPANS};
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::logs::SdkLoggerProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::error::OTelSdkError;
+use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData};
+use outbox::{Outbox, Route};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Dispatch;
+use tracing::instrument::WithSubscriber;
 use tracing_subscriber::layer::SubscriberExt;
 
 /// Longest time that traces and logs get to send what is left. Metrics, of which a large fleet has some
 /// hundred thousand points, may take all the time that there is.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// Longest time that the last events get to be told.
+const TELL: Duration = Duration::from_millis(500);
 
 /// Why telemetry can't start.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +75,22 @@ pub struct Telemetry {
     past_spans: PastSpans,
     exporter: Option<Exporter>,
     knobs: Option<Knobs>,
-    traces: Option<SdkTracerProvider>,
-    logs: Option<SdkLoggerProvider>,
+    /// Tells what happens, until it is told to end.
+    events: (JoinHandle<()>, CancellationToken),
+    /// What else may change while it runs.
+    signals: Option<Signals>,
+}
+
+/// Traces and logs.
+#[derive(Debug)]
+struct Signals {
+    route: watch::Sender<Route>,
+    keep: watch::Sender<TracesConfig>,
+    spans: Outbox<SpanData>,
+    closing: watch::Sender<bool>,
+    senders: JoinSet<()>,
+    /// What they are made with, which ends with them.
+    _providers: (Option<SdkTracerProvider>, Option<SdkLoggerProvider>),
 }
 
 impl Telemetry {
@@ -85,41 +107,46 @@ impl Telemetry {
         let Some(otlp) = &config.otlp else {
             let dispatch = Dispatch::new(tracing_subscriber::registry().with(console.map(Console::layer)));
             let past_spans = PastSpans::default();
-            return Ok(Self { dispatch, past_spans, exporter: None, knobs: None, traces: None, logs: None });
+            let events = tell_events(readings, stats, None, &dispatch, &cancel);
+            return Ok(Self { dispatch, past_spans, exporter: None, knobs: None, events, signals: None });
         };
         let peer = Peer::new(otlp)?;
         let presence = Arc::new(Presence::new(peer.name()));
         let resource = resource(otlp);
-        let traces = match otlp.traces.clone() {
-            Some(keep) => Some(traces::provider(
-                &peer,
-                otlp.compression,
-                keep,
-                resource.clone(),
-                Arc::clone(&presence),
-                Arc::clone(&stats),
-            )?),
-            None => None,
-        };
-        let logs = match otlp.logs {
-            true => Some(logs::provider(&peer, otlp.compression, resource.clone(), Arc::clone(&presence))?),
-            false => None,
-        };
+        let (route, follow) = watch::channel(Route { peer: peer.clone(), compression: otlp.compression });
+        let (keep, kept) = watch::channel(otlp.traces.clone().unwrap_or(TracesConfig::NOTHING));
+        let spans = Outbox::new(traces::cap(0), &SPANS, Arc::clone(&stats));
+        let span_postman =
+            traces::postman(spans.clone(), follow.clone(), resource.clone(), Arc::clone(&presence))?;
+        let traces = otlp.traces.is_some().then(|| {
+            let (presence, stats) = (Arc::clone(&presence), Arc::clone(&stats));
+            traces::provider(spans.clone(), kept, resource.clone(), presence, stats)
+        });
+        let records = logs::outbox(Arc::clone(&stats));
+        let record_postman = logs::postman(records.clone(), follow, resource.clone(), Arc::clone(&presence))?;
+        let logs = (otlp.logs || otlp.events).then(|| logs::provider(records, resource.clone()));
         let tracer = traces.as_ref().map(traces::tracer);
         let subscriber = tracing_subscriber::registry()
             .with(tracer.clone().map(traces::layer))
-            .with(logs.as_ref().map(logs::layer))
+            .with(logs.as_ref().map(|logs| logs::layer(logs, otlp.logs, otlp.events)))
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
         let knobs = Knobs::new(otlp, peer);
+        let (closing, closes) = watch::channel(false);
+        let mut senders = JoinSet::new();
+        senders.spawn(span_postman.run(closes.clone()).with_subscriber(dispatch.clone()));
+        senders.spawn(record_postman.run(closes).with_subscriber(dispatch.clone()));
+        let logger = logs.as_ref().filter(|_| otlp.events).map(logs::logger);
+        let events = tell_events(Arc::clone(&readings), Arc::clone(&stats), logger, &dispatch, &cancel);
         let exporter = otlp.metrics.then(|| {
             tracing::dispatcher::with_default(&dispatch, || {
                 exporter(otlp, &knobs, presence, resource, readings, stats, cancel)
             })
         });
-        let (past_spans, knobs) = (PastSpans::new(tracer), Some(knobs));
-        Ok(Self { dispatch, past_spans, exporter, knobs, traces, logs })
+        let signals = Signals { route, keep, spans, closing, senders, _providers: (traces, logs) };
+        let (past_spans, knobs, signals) = (PastSpans::new(tracer), Some(knobs), Some(signals));
+        Ok(Self { dispatch, past_spans, exporter, knobs, events, signals })
     }
 
     /// Makes spans whose times are known only afterwards.
@@ -127,48 +154,77 @@ impl Telemetry {
         self.past_spans.clone()
     }
 
+    /// The Collector that `otlp` names, for [`Telemetry::reconfigure`].
+    ///
+    /// # Errors
+    /// When its address, headers or files can't be used.
+    pub fn peer(otlp: &OtlpConfig) -> Result<Peer, TelemetryError> {
+        Ok(Peer::new(otlp)?)
+    }
+
+    /// Everything goes to another Collector, at another pace, from the next request on: what waits already, too.
+    /// Endpoint, headers, TLS, compression, time-out, interval, the size of messages and `traces.keep` are taken
+    /// over; whatever else there is in `otlp` needs a new start.
+    pub fn reconfigure(&self, otlp: &OtlpConfig, peer: Peer) {
+        if let Some(knobs) = &self.knobs {
+            knobs.destination.send_replace(Destination { peer: peer.clone(), compression: otlp.compression });
+            knobs.options.send_replace(options(otlp));
+        }
+        if let Some(signals) = &self.signals {
+            signals.route.send_replace(Route { peer, compression: otlp.compression });
+            if let Some(keep) = &otlp.traces {
+                signals.keep.send_replace(keep.clone());
+            }
+        }
+    }
+
+    /// Makes room for the spans of a round over so many hosts.
+    pub fn make_room(&self, hosts: usize) {
+        if let Some(signals) = &self.signals {
+            signals.spans.set_cap(traces::cap(hosts));
+        }
+    }
+
     /// The exporter of metrics, if there is one.
     pub fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_ref()
     }
 
-    /// Metrics go to another Collector, at another pace, from the next request on: those that wait already, too.
-    /// Endpoint, headers, TLS, compression, time-out, interval and the size of messages are taken over; whatever
-    /// else there is in `otlp` needs a new start.
-    ///
-    /// # Errors
-    /// When the new address, headers or files can't be used; then everything stays as it was.
-    pub fn reconfigure(&self, otlp: &OtlpConfig) -> Result<(), PeerError> {
-        let Some(knobs) = &self.knobs else { return Ok(()) };
-        let destination = Destination { peer: Peer::new(otlp)?, compression: otlp.compression };
-        knobs.destination.send_replace(destination);
-        knobs.options.send_replace(options(otlp));
-        Ok(())
-    }
-
     /// Sends what is left, the signals side by side, and ends. Takes at most `limit`: a Collector that hangs
     /// must not keep the agent from ending.
     pub async fn shutdown(self, limit: Duration) {
+        // What happened last is told before the records are sent.
+        let (telling, stop) = self.events;
+        stop.cancel();
+        let _ = timeout(TELL, telling).await;
         let metrics = async {
             if let Some(exporter) = &self.exporter {
                 // It may have been cancelled before; then there is nothing to send.
                 let _ = timeout(limit, exporter.finish(Instant::now() + limit)).await;
             }
         };
-        let limit = limit.min(FLUSH);
-        let traces = self.traces.clone();
-        let traces =
-            flush(limit, move || traces.map_or(Ok(()), |traces| traces.shutdown_with_timeout(limit)));
-        let logs = self.logs.clone();
-        let logs = flush(limit, move || logs.map_or(Ok(()), |logs| logs.shutdown_with_timeout(limit)));
-        tokio::join!(metrics, traces, logs);
+        let signals = async {
+            let Some(mut signals) = self.signals else { return };
+            signals.closing.send_replace(true);
+            // What could not be sent by then is lost, and there is nobody left to tell.
+            let _ = timeout(limit.min(FLUSH), async { while signals.senders.join_next().await.is_some() {} })
+                .await;
+        };
+        tokio::join!(metrics, signals);
     }
 }
 
-/// The SDK's shutdown blocks its thread.
-async fn flush(limit: Duration, shutdown: impl FnOnce() -> OTelSdkResult + Send + 'static) {
-    // What could not be sent by now is lost, and there is nobody left to tell.
-    let _ = timeout(limit, tokio::task::spawn_blocking(shutdown)).await;
+/// Starts the task that tells events.
+fn tell_events(
+    readings: Arc<Readings>,
+    stats: Arc<Stats>,
+    logger: Option<SdkLogger>,
+    dispatch: &Dispatch,
+    cancel: &CancellationToken,
+) -> (JoinHandle<()>, CancellationToken) {
+    let stop = cancel.child_token();
+    let telling = events::teller(readings, stats, logger).run(stop.clone());
+    (tokio::spawn(telling.with_subscriber(dispatch.clone())), stop)
 }
 
 /// What of the export of metrics can change while it runs.

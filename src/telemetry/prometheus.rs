@@ -94,10 +94,12 @@ impl Page {
         let mut parts = snapshot.parts;
         parts.push(own.into());
         let mut families: Vec<_> = defs.iter().map(|def| Family { def, places: vec![] }).collect();
-        let mut by_def: HashMap<&MetricDef, usize> = defs.iter().copied().zip(0..).collect();
+        // By address, which is a lot cheaper than by name: a definition is a static.
+        let mut by_def: HashMap<*const MetricDef, usize> =
+            defs.iter().zip(0..).map(|(def, place)| (std::ptr::from_ref(*def), place)).collect();
         for (p, part) in (0u32..).zip(&parts) {
             for (s, sample) in (0u32..).zip(part.iter()) {
-                let place = *by_def.entry(sample.def).or_insert(families.len());
+                let place = *by_def.entry(std::ptr::from_ref(sample.def)).or_insert(families.len());
                 if place == families.len() {
                     families.push(Family { def: sample.def, places: vec![] });
                 }
@@ -184,7 +186,11 @@ fn write_sample(text: &mut String, name: &str, sample: &Sample) {
     text.push_str(name);
     for (i, (key, value)) in sample.attributes.iter().enumerate() {
         text.push(if i == 0 { '{' } else { ',' });
-        text.extend(key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+        if key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            text.push_str(key);
+        } else {
+            text.extend(key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+        }
         text.push_str("=\"");
         escape(text, value, true);
         text.push('"');
@@ -209,6 +215,9 @@ fn write_value(text: &mut String, value: f64) {
 
 /// Text format 0.0.4 does not escape quotes in a help text, all else does.
 fn escape(text: &mut String, raw: &str, quotes: bool) {
+    if !raw.bytes().any(|b| matches!(b, b'\\' | b'\n' | b'"')) {
+        return text.push_str(raw);
+    }
     let mut rest = raw;
     let special = |c: char| c == '\\' || c == '\n' || (quotes && c == '"');
     while let Some(place) = rest.find(special) {

@@ -1,9 +1,11 @@
-//! Which traces are kept, decided when they have ended: those with an error, the slow ones, and a share of
-//! the rest. A processor around the batch processor; the head samples everything.
+//! Which traces are kept, decided when they have ended: those with an error, the slow ones, those of visits that
+//! saw a change that somebody is told of, and a share of the rest. A processor around the batch processor; the head samples everything.
 
 use super::export::SPANS;
+use super::export::peer::Presence;
 use crate::config::TracesConfig;
 use crate::metric::Attributes;
+use crate::span;
 use crate::stats::Stats;
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, Status, TraceId};
@@ -13,6 +15,7 @@ use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How much may be open at a time, and for how long.
@@ -40,9 +43,11 @@ const REMEMBERED: usize = 4_096;
 #[derive(Debug)]
 pub struct TailSampler<P> {
     next: P,
-    keep: TracesConfig,
+    keep: watch::Receiver<TracesConfig>,
     caps: Caps,
     stats: Arc<Stats>,
+    /// Tells whether the Collector is there.
+    presence: Option<Arc<Presence>>,
     state: Mutex<State>,
 }
 
@@ -63,16 +68,27 @@ struct Open {
 }
 
 impl<P: SpanProcessor> TailSampler<P> {
-    /// Hands on to `next` what `keep` says.
-    pub fn new(next: P, keep: TracesConfig, caps: Caps, stats: Arc<Stats>) -> Self {
-        Self { next, keep, caps, stats, state: Mutex::default() }
+    /// Hands on to `next` what `keep` says at the time.
+    pub fn new(next: P, keep: watch::Receiver<TracesConfig>, caps: Caps, stats: Arc<Stats>) -> Self {
+        Self { next, keep, caps, stats, presence: None, state: Mutex::default() }
+    }
+
+    /// The same, but nothing is handed on by chance alone while the Collector is away: the room in which spans
+    /// wait is for those that somebody will look for.
+    #[must_use]
+    pub fn sparing(mut self, presence: Arc<Presence>) -> Self {
+        self.presence = Some(presence);
+        self
     }
 
     fn is_kept(&self, root: &SpanData, failed: bool) -> bool {
+        let keep = self.keep.borrow();
+        let is_away = || self.presence.as_ref().is_some_and(|presence| presence.is_away());
         let took = root.end_time.duration_since(root.start_time).unwrap_or_default();
-        (self.keep.errors && failed)
-            || took > self.keep.slower_than
-            || is_in_share(root.span_context.trace_id(), self.keep.ratio)
+        (keep.errors && failed)
+            || root.attributes.iter().any(|attribute| attribute.key.as_str() == span::CHANGED)
+            || took > keep.slower_than
+            || (is_in_share(root.span_context.trace_id(), keep.ratio) && !is_away())
     }
 
     fn count(&self, outcome: &'static str, spans: usize) {

@@ -16,6 +16,7 @@ fn traced(ratio: f64, caps: Caps) -> Traced {
     let exported = Taken::default();
     let stats = Stats::new();
     let next = SimpleSpanProcessor::new(exported.clone());
+    let keep = watch::channel(keep).1;
     let sampler = TailSampler::new(next, keep, caps, Arc::clone(&stats));
     let provider = SdkTracerProvider::builder().with_span_processor(sampler).build();
     Traced { tracer: provider.tracer("t"), exported, stats, _provider: provider }

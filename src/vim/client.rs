@@ -21,6 +21,7 @@ use crate::stats::Stats;
 use crate::steps::Steps;
 use reqwest::header::HeaderValue;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -31,6 +32,8 @@ use zeroize::Zeroizing;
 const MAX_PAGES: u32 = 10_000;
 /// Most objects of one answer, all pages together.
 const MAX_OBJECTS: usize = 200_000;
+/// The sessions so far, of all clients: each has a number of its own.
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
 /// As whom to log in, and whether a login may be tried.
 #[derive(Clone)]
@@ -52,7 +55,7 @@ pub struct VimClient {
     paging: Paging,
     service: Option<ServiceContent>,
     session: Session,
-    /// How many sessions there were.
+    /// Which session it is.
     sessions: u64,
     /// When the read that is under way has to have ended.
     deadline: Option<Instant>,
@@ -75,7 +78,7 @@ pub struct Live {
     pub(super) transport: Transport,
     pub(super) service: ServiceContent,
     pub(super) cookies: Option<HeaderValue>,
-    /// Which one it is of all the sessions that this client had.
+    /// Which one it is of all the sessions of this process.
     pub number: u64,
 }
 
@@ -267,7 +270,7 @@ impl VimClient {
             })
         };
         let result = self.steps.timed("login", attempt).await;
-        self.sessions += 1;
+        self.sessions = SESSIONS.fetch_add(1, Ordering::Relaxed) + 1;
         let (session, result) = match result {
             Ok(session) => (Session::Open(Some(session)), Ok(())),
             Err(failure) => (Session::None, Err(failure.into())),

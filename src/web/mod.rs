@@ -1,22 +1,25 @@
 //! The listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches the process.
 //!
 //! Open to everybody who reaches the port, so it is bounded: in connections, in the time that a request's
-//! header may take, and in the time that a connection may last.
+//! header may take, in the time that a peer may leave a response unread, and in the time that a connection may
+//! last.
+
+mod patience;
+mod scrape;
 
 use crate::config::PrometheusConfig;
 use crate::metric::MetricDef;
 use crate::readings::Readings;
 use crate::stats::Stats;
-use crate::telemetry::prometheus::{Format, Page};
 use axum::Router;
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Html;
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use std::convert::Infallible;
+use patience::Patience;
+use scrape::Scrapes;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,6 +36,8 @@ const CONNECTIONS: usize = 64;
 /// Time for a request's header. It also counts while a kept connection is idle, so it is longer than the usual
 /// pause between two scrapes.
 const HEADER: Duration = Duration::from_secs(75);
+/// Time that a peer may leave a response unread.
+const STALL: Duration = Duration::from_secs(15);
 /// Age at which a connection is closed after the response that is under way.
 const CONNECTION: Duration = Duration::from_secs(15 * 60);
 /// Time that a response gets when its connection is to be closed.
@@ -117,7 +122,8 @@ async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER);
     let service = TowerToHyperService::new(router);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        std::pin::pin!(http.serve_connection(TokioIo::new(Patience::new(stream, STALL)), service));
     // How a connection ends is the client's business.
     tokio::select! {
         _ = connection.as_mut() => return,
@@ -131,30 +137,14 @@ async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken
 fn router(shown: Shown) -> Router {
     Router::new()
         .route("/", get(async || Html(INDEX)))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(scrape::metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(shown)
+        .with_state(Scrapes::new(shown))
 }
 
-async fn metrics(State(shown): State<Shown>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let format = Format::negotiate(accept);
-    let page = move || Page::new(format, &shown.defs, &shown.readings, &shown.stats);
-    match tokio::task::spawn_blocking(page).await {
-        Ok(page) => {
-            let chunks = futures::stream::iter(page.map(Ok::<_, Infallible>));
-            ([(header::CONTENT_TYPE, format.content_type())], Body::from_stream(chunks)).into_response()
-        }
-        Err(error) => {
-            tracing::error!("making the page of metrics: {error}");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
-}
-
-async fn ready(State(shown): State<Shown>) -> (StatusCode, &'static str) {
-    match *shown.ready.borrow() {
+async fn ready(State(scrapes): State<Scrapes>) -> (StatusCode, &'static str) {
+    match *scrapes.shown.ready.borrow() {
         true => (StatusCode::OK, "ready\n"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "the first round has not ended yet\n"),
     }

@@ -129,5 +129,6 @@ pub fn otlp(endpoint: String) -> OtlpConfig {
         metrics: true,
         traces: None,
         logs: false,
+        events: false,
     }
 }

@@ -106,6 +106,10 @@ impl Estate {
     /// The configuration of an agent for this estate, which asks once an hour unless `changes` (lines of
     /// YAML, one `key.path: value` each) say otherwise.
     pub fn config(&self, changes: &[(&str, &str)]) -> Loaded {
+        Config::load(&self.sources(changes)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn sources(&self, changes: &[(&str, &str)]) -> Sources {
         let (file, env) = self.write_config();
         let mut sources =
             Sources { config: Some(file), env, host_name: "test".to_owned(), ..Sources::default() };
@@ -115,7 +119,7 @@ impl Estate {
                 None => sources.overrides.set(key, "test", value),
             }
         }
-        Config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
+        sources
     }
 
     /// Writes the configuration's file; returns its path and the variables that go with it.
@@ -157,10 +161,23 @@ prometheus: {{listen: '127.0.0.1:0'}}
         (file, env.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect())
     }
 
+    /// Puts `new` in the place of `old` in the configuration's file.
+    pub fn edit_config(&self, old: &str, new: &str) {
+        let file = self.folder.path().join("config.yaml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(old), "{old} is not in\n{text}");
+        let beside = self.folder.path().join("config.new");
+        std::fs::write(&beside, text.replace(old, new)).unwrap();
+        std::fs::rename(beside, file).unwrap();
+    }
+
     /// An agent that runs until [`RunningAgent::stop`].
     pub async fn agent(&self, changes: &[(&str, &str)]) -> RunningAgent {
-        let Loaded { config, notes, .. } = self.config(changes);
+        let sources = self.sources(changes);
+        let Loaded { config, notes, file, .. } =
+            Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
         let agent = Agent::build(Arc::new(config), notes, None).await.unwrap();
+        let agent = agent.following(sources, file.as_deref());
         let (handle, stop) = (agent.handle(), CancellationToken::new());
         let task = tokio::spawn(agent.run(stop.clone()));
         RunningAgent { handle, stop, task }

@@ -81,9 +81,9 @@ async fn discovered(
     let inventory = watch.subscribe();
     let known = Arc::clone(&inventory.borrow());
     if config.critical_service.is_some() {
-        let (settings, access, stats) = (config.vcenter.clone(), access.clone(), Arc::clone(stats));
-        let (first_result, _) = tokio::sync::watch::channel(false);
-        let lists = HostLists::new(watch.discovery(), settings, access, stats, false, first_result);
+        let setup = agent::lists_alone(config, access.clone(), watch.discovery());
+        let (_keep, setup) = tokio::sync::watch::channel(Arc::new(setup));
+        let lists = HostLists::new(setup, Arc::clone(stats), tokio::sync::watch::Sender::new(false));
         tokio::select! {
             biased;
             () = stop.cancelled() => {}

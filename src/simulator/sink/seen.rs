@@ -74,6 +74,8 @@ pub struct Span {
 /// A log record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Log {
+    /// Name of the event that it is.
+    pub event: String,
     /// INFO, WARN, …
     pub severity: String,
     /// The trace it belongs to, as bytes; empty when there is none.
@@ -203,6 +205,7 @@ impl Seen {
         let resources = request.into_iter().flat_map(|request| request.resource_logs);
         for record in resources.flat_map(|r| r.scope_logs).flat_map(|scope| scope.log_records) {
             let seen = Log {
+                event: record.event_name,
                 body: record.body.as_ref().map(any).unwrap_or_default(),
                 attributes: text(&record.attributes),
                 severity: record.severity_text,

@@ -187,6 +187,11 @@ impl Presence {
         Self { peer: peer.to_owned(), absence: Mutex::new(None), log: OnceLock::new() }
     }
 
+    /// Whether somebody found out that it is away.
+    pub fn is_away(&self) -> bool {
+        self.absence.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Where the lines go, for callers on threads without a subscriber.
     pub fn log_to(&self, dispatch: &Dispatch) {
         let _ = self.log.set(dispatch.downgrade());

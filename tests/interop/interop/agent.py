@@ -46,7 +46,7 @@ otlp:
   endpoint: {otlp}
   interval: 2s
   traces: {{enabled: true, keep: {{slower_than: {slow_span}s}}}}
-  logs: {{enabled: true}}
+  logs: {{records: true}}
 """
 
 

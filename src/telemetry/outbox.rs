@@ -1,0 +1,235 @@
+//! Spans and log records on their way out: one queue a signal, from which one task sends in portions. What a
+//! Collector does not take for now goes back to the front and waits within the queue's cap; the oldest go
+//! first then, and are counted.
+//!
+//! In place of the SDK's batch processors: those drop a batch whose export failed, hold up the others while
+//! a Collector hangs, reserve all their room at the start, and drop in silence what does not fit.
+
+use super::TelemetryError;
+use super::export::peer::{Peer, Presence, Signal};
+use crate::config::Compression;
+use crate::metric::{Attributes, MetricDef};
+use crate::stats::Stats;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+/// Items of one request.
+const AT_ONCE: usize = 512;
+/// Time that items have to become a full request.
+const DELAY: Duration = Duration::from_secs(1);
+/// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pause while the agent ends: there is no time left for more.
+const CLOSING_PAUSE: Duration = Duration::from_millis(200);
+/// What the limit of a call does not cover: the wait for a connection.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Where to send.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    pub(super) peer: Peer,
+    pub(super) compression: Compression,
+}
+
+/// Sends the items of a signal once.
+pub(super) trait Post: Sized + Send + Sync {
+    /// A span, a record.
+    type Item: Clone + Debug + Send;
+    /// Whose items these are.
+    const SIGNAL: Signal;
+    /// Sends them; an error tells whether it may succeed later.
+    fn post(&self, items: Vec<Self::Item>) -> impl Future<Output = OTelSdkResult> + Send;
+}
+
+/// The queue. Whoever has something to send puts it in.
+#[derive(Debug)]
+pub(super) struct Outbox<T>(Arc<Inner<T>>);
+
+impl<T> Clone for Outbox<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Inner<T> {
+    waiting: Mutex<VecDeque<T>>,
+    cap: AtomicUsize,
+    first: Notify,
+    full: Notify,
+    counter: &'static MetricDef,
+    stats: Arc<Stats>,
+}
+
+impl<T> Outbox<T> {
+    /// An empty one for so many items. `counter` says what becomes of them: exported, dropped.
+    pub(super) fn new(cap: usize, counter: &'static MetricDef, stats: Arc<Stats>) -> Self {
+        let (waiting, first, full) = (Mutex::default(), Notify::new(), Notify::new());
+        Self(Arc::new(Inner { waiting, cap: cap.into(), first, full, counter, stats }))
+    }
+
+    /// From now on so many items may wait.
+    pub(super) fn set_cap(&self, cap: usize) {
+        self.0.cap.store(cap, Ordering::Relaxed);
+    }
+
+    /// Puts an item behind all others.
+    pub(super) fn push(&self, item: T) {
+        let mut waiting = self.lock();
+        waiting.push_back(item);
+        let (length, dropped) = (waiting.len(), self.shrink(&mut waiting));
+        drop(waiting);
+        self.count("dropped", dropped);
+        if length == 1 {
+            self.0.first.notify_one();
+        } else if length == AT_ONCE {
+            self.0.full.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shrink(&self, waiting: &mut VecDeque<T>) -> usize {
+        let too_many = waiting.len().saturating_sub(self.0.cap.load(Ordering::Relaxed));
+        waiting.drain(..too_many);
+        too_many
+    }
+
+    fn count(&self, outcome: &'static str, items: usize) {
+        if items > 0 {
+            self.0.stats.add(self.0.counter, Attributes::new([("outcome", outcome)]), items as f64);
+        }
+    }
+
+    /// The oldest items, as many as one request holds.
+    fn take(&self) -> Vec<T> {
+        let mut waiting = self.lock();
+        let portion = waiting.len().min(AT_ONCE);
+        waiting.drain(..portion).collect()
+    }
+
+    /// Puts items back before all others.
+    fn put_back(&self, items: Vec<T>) {
+        let mut waiting = self.lock();
+        items.into_iter().rev().for_each(|item| waiting.push_front(item));
+        let dropped = self.shrink(&mut waiting);
+        drop(waiting);
+        self.count("dropped", dropped);
+    }
+
+    /// Waits until a request is full, or its first item has waited long enough.
+    async fn filled(&self) {
+        while self.lock().is_empty() {
+            self.0.first.notified().await;
+        }
+        if self.lock().len() < AT_ONCE {
+            let _ = timeout(DELAY, self.0.full.notified()).await;
+        }
+    }
+}
+
+/// Makes what sends along a route.
+type Build<P> = Box<dyn Fn(&Route) -> Result<P, TelemetryError> + Send>;
+
+/// Empties an outbox into the Collector.
+pub(super) struct Postman<P: Post> {
+    outbox: Outbox<P::Item>,
+    route: watch::Receiver<Route>,
+    build: Build<P>,
+    post: P,
+    presence: Arc<Presence>,
+    pause: Duration,
+}
+
+impl<P: Post> Postman<P> {
+    /// Sends along the route of the time, by what `build` makes of it.
+    ///
+    /// # Errors
+    /// When nothing can be made of the first one.
+    pub(super) fn new(
+        outbox: Outbox<P::Item>,
+        mut route: watch::Receiver<Route>,
+        build: impl Fn(&Route) -> Result<P, TelemetryError> + Send + 'static,
+        presence: Arc<Presence>,
+    ) -> Result<Self, TelemetryError> {
+        let post = build(&route.borrow_and_update())?;
+        Ok(Self { outbox, route, build: Box::new(build), post, presence, pause: SHORTEST_PAUSE })
+    }
+
+    /// Sends until `closing` says so and nothing waits any more. To be dropped when there is no time left.
+    pub(super) async fn run(mut self, mut closing: watch::Receiver<bool>) {
+        loop {
+            let ends = *closing.borrow_and_update();
+            // What was not taken has waited long enough.
+            let is_behind = self.pause > SHORTEST_PAUSE;
+            if !ends && !is_behind {
+                tokio::select! {
+                    () = self.outbox.filled() => {}
+                    _ = closing.changed() => continue,
+                }
+            }
+            let portion = self.outbox.take();
+            if portion.is_empty() {
+                if ends {
+                    return;
+                }
+                self.pause = SHORTEST_PAUSE;
+                continue;
+            }
+            let Some(pause) = self.deliver(portion).await else { continue };
+            let pause = if ends { pause.min(CLOSING_PAUSE) } else { pause };
+            tokio::select! {
+                () = sleep(pause) => {}
+                // Another Collector may be there.
+                Ok(()) = self.route.changed() => self.route.mark_changed(),
+                _ = closing.changed(), if !ends => {}
+            }
+        }
+    }
+
+    /// Tries once. Returns the pause before the next try.
+    async fn deliver(&mut self, portion: Vec<P::Item>) -> Option<Duration> {
+        if self.route.has_changed().unwrap_or(false) {
+            match (self.build)(&self.route.borrow_and_update()) {
+                Ok(post) => self.post = post,
+                Err(error) => self.presence.say(|| tracing::warn!("{error}; the old way is used")),
+            }
+        }
+        let limit = self.route.borrow().peer.limit() + MARGIN;
+        let items = portion.len();
+        let posted = timeout(limit, self.post.post(portion.clone())).await;
+        let error = match posted.unwrap_or(Err(OTelSdkError::Timeout(limit))) {
+            Ok(()) => {
+                self.presence.is_there(P::SIGNAL);
+                self.outbox.count("exported", items);
+                self.pause = SHORTEST_PAUSE;
+                return None;
+            }
+            Err(error) => error,
+        };
+        if super::is_passing(&error) {
+            self.presence.is_lost(P::SIGNAL, &error.to_string());
+            self.outbox.put_back(portion);
+            // Jitter, so that many agents do not come back to a Collector at one moment.
+            let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            return Some(pause);
+        }
+        self.outbox.count("dropped", items);
+        self.presence.say(|| tracing::debug!("OTLP: {items} items are refused: {error}"));
+        None
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

@@ -1,0 +1,197 @@
+use super::*;
+use crate::metric::{Cadence, Kind, Unit};
+use std::sync::atomic::AtomicBool;
+use tokio::task::JoinHandle;
+
+/// What a peer is made of; nobody is there.
+fn otlp() -> crate::config::OtlpConfig {
+    crate::config::OtlpConfig {
+        endpoint: "http://127.0.0.1:9".into(),
+        compression: Compression::None,
+        headers: vec![],
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
+        interval: Duration::from_secs(60),
+        timeout: Duration::from_secs(10),
+        max_points: 1,
+        queue_max_bytes: 1,
+        queue_max_age: Duration::from_secs(1),
+        spool: None,
+        resource: vec![],
+        traces: None,
+        metrics: false,
+        logs: false,
+        events: false,
+    }
+}
+
+static ITEMS: MetricDef = MetricDef {
+    name: "t.items",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    cadence: Cadence::Periodic,
+    help: "Items.",
+    attributes: &["outcome"],
+};
+
+/// A Collector that is away for a while.
+#[derive(Debug, Clone, Default)]
+struct Flaky {
+    away: Arc<AtomicBool>,
+    refuses: Arc<AtomicBool>,
+    tries: Arc<AtomicUsize>,
+    taken: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Post for Flaky {
+    type Item = usize;
+    const SIGNAL: Signal = Signal::Traces;
+
+    async fn post(&self, items: Vec<usize>) -> OTelSdkResult {
+        self.tries.fetch_add(1, Ordering::Relaxed);
+        let error =
+            |code: &str| OTelSdkError::InternalFailure(format!("export failed with gRPC code: {code}"));
+        if self.away.load(Ordering::Relaxed) {
+            return Err(error("Unavailable"));
+        }
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(error("InvalidArgument"));
+        }
+        self.taken.lock().expect("no panic").extend(items);
+        Ok(())
+    }
+}
+
+struct Story {
+    outbox: Outbox<usize>,
+    flaky: Flaky,
+    stats: Arc<Stats>,
+    route: watch::Sender<Route>,
+    closing: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+fn story(cap: usize) -> Story {
+    let stats = Stats::new();
+    let outbox = Outbox::new(cap, &ITEMS, Arc::clone(&stats));
+    let peer = Peer::new(&otlp()).expect("valid");
+    let (route, follow) = watch::channel(Route { peer, compression: Compression::None });
+    let flaky = Flaky::default();
+    let build = {
+        let flaky = flaky.clone();
+        move |_: &Route| Ok(flaky.clone())
+    };
+    let presence = Arc::new(Presence::new("test"));
+    let postman = Postman::new(outbox.clone(), follow, build, presence).expect("built");
+    let (closing, closes) = watch::channel(false);
+    let task = tokio::spawn(postman.run(closes));
+    Story { outbox, flaky, stats, route, closing, task }
+}
+
+impl Story {
+    fn push(&self, items: std::ops::Range<usize>) {
+        items.for_each(|item| self.outbox.push(item));
+    }
+
+    fn taken(&self) -> Vec<usize> {
+        self.flaky.taken.lock().expect("no panic").clone()
+    }
+
+    async fn taken_are(&self, count: usize) -> Vec<usize> {
+        for _ in 0..100_000 {
+            if self.taken().len() >= count {
+                break;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.taken()
+    }
+
+    fn counted(&self, outcome: &str) -> f64 {
+        let samples = self.stats.samples();
+        let of = samples.iter().find(|sample| sample.attributes.get("outcome") == Some(outcome));
+        of.map_or(0.0, |sample| sample.value)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_comes_first_and_in_order_when_the_collector_is_back() {
+    let story = story(10_000);
+    story.flaky.away.store(true, Ordering::Relaxed);
+    story.push(0..700);
+    sleep(Duration::from_secs(120)).await;
+    story.push(700..1_500);
+    story.flaky.away.store(false, Ordering::Relaxed);
+    assert_eq!(story.taken_are(1_500).await, (0..1_500).collect::<Vec<_>>());
+    assert_eq!((story.counted("exported"), story.counted("dropped")), (1_500.0, 0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_absent_collector_is_not_tried_with_every_item() {
+    let story = story(10_000);
+    story.flaky.away.store(true, Ordering::Relaxed);
+    for second in 0..600 {
+        story.push(second * 10..second * 10 + 10);
+        sleep(Duration::from_secs(1)).await;
+    }
+    let tries = story.flaky.tries.load(Ordering::Relaxed);
+    assert!((20..60).contains(&tries), "{tries}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn above_the_cap_the_oldest_go_and_are_counted() {
+    let story = story(1_000);
+    story.flaky.away.store(true, Ordering::Relaxed);
+    story.push(0..600);
+    sleep(Duration::from_secs(10)).await;
+    story.push(600..1_400);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(story.counted("dropped"), 400.0);
+    story.flaky.away.store(false, Ordering::Relaxed);
+    assert_eq!(story.taken_are(1_000).await, (400..1_400).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_of_a_large_fleet_fits_without_a_loss() {
+    let story = story(crate::telemetry::traces::cap(10_000));
+    story.flaky.away.store(true, Ordering::Relaxed);
+    story.push(0..160_000);
+    sleep(Duration::from_secs(30)).await;
+    story.flaky.away.store(false, Ordering::Relaxed);
+    assert_eq!(story.taken_are(160_000).await.len(), 160_000);
+    assert_eq!(story.counted("dropped"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_for_good_is_counted_and_holds_up_nobody() {
+    let story = story(10_000);
+    story.flaky.refuses.store(true, Ordering::Relaxed);
+    story.push(0..10);
+    sleep(Duration::from_secs(5)).await;
+    story.flaky.refuses.store(false, Ordering::Relaxed);
+    story.push(10..20);
+    assert_eq!(story.taken_are(10).await, (10..20).collect::<Vec<_>>());
+    assert_eq!(story.counted("dropped"), 10.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_collector_is_tried_at_once() {
+    let story = story(10_000);
+    story.flaky.away.store(true, Ordering::Relaxed);
+    story.push(0..10);
+    sleep(Duration::from_secs(600)).await;
+    story.flaky.away.store(false, Ordering::Relaxed);
+    story.route.send_modify(|_| {});
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(story.taken().len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_sends_what_is_left_and_does_not_wait_for_full_requests() {
+    let story = story(10_000);
+    story.push(0..3);
+    story.closing.send_replace(true);
+    story.task.await.expect("no panic");
+    assert_eq!(story.flaky.taken.lock().expect("no panic").len(), 3);
+}
