@@ -9,7 +9,7 @@
 #[allow(dead_code, reason = "the benchmark of exports uses all of it")]
 #[path = "export/fleet.rs"]
 mod fleet;
-#[path = "export/measure.rs"]
+#[path = "common/measure.rs"]
 mod measure;
 
 use esxi_otel_agent::config::PrometheusConfig;

@@ -11,18 +11,22 @@
 //! Each is done twice, without and with spans, so that the ratio of the two is one of the same run. At the
 //! end the memory that is resident, and what of it a session takes.
 
+#[path = "common/lab.rs"]
+mod lab;
+#[path = "common/measure.rs"]
+mod measure;
+
 use esxi_otel_agent::agent::Rounds;
-use esxi_otel_agent::config::{Config, Sources};
+use esxi_otel_agent::config::Config;
 use esxi_otel_agent::poller::Now;
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::span::PastSpans;
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::telemetry::Telemetry;
-use std::collections::BTreeMap;
+use lab::Simulator;
+use measure::{cpu_time, memory};
 use std::error::Error;
-use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -44,10 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let intervals = number("INTERVALS", if is_bench { 3 } else { 0 });
     esxi_otel_agent::open_files::raise_limit();
     let lab = tempfile::tempdir()?;
-    let simulator = Simulator::start(hosts, lab.path())?;
+    let simulator =
+        Simulator::start(lab.path(), &["--vcenters", "0", "--collector", "--hosts", &hosts.to_string()])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let config = Arc::new(config(lab.path(), hosts)?);
-    let began = memory();
+    let began = memory("VmRSS:");
     for with_spans in [false, true] {
         println!("{hosts} hosts, {} spans", if with_spans { "with" } else { "without" });
         runtime.block_on(async {
@@ -62,11 +67,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             let asking = Rounds::build_with(&config, Readings::new(), stats, spans, stop.clone());
             let asking = asking.with_subscriber(dispatch.clone()).await?;
             at_once(&asking, hosts, rounds).with_subscriber(dispatch.clone()).await;
-            println!(
-                "  resident: {} MB, {} KB a session",
-                memory() / 1024,
-                (memory() - began) / hosts.max(1)
-            );
+            let now = memory("VmRSS:");
+            let each = now.saturating_sub(began) / hosts.max(1) as u64;
+            println!("  resident: {} MB, {} KB a session", now / 1_000_000, each / 1_000);
             spread(&asking, hosts, intervals).with_subscriber(dispatch).await;
             asking.poller.close().await;
             stop.cancel();
@@ -116,66 +119,12 @@ fn tell(name: &str, took: Duration, cpu: Duration, visits: usize) {
     );
 }
 
-/// The lab's configuration: hosts alone, all of them at a time, traces to the lab's Collector, no metrics.
+/// Hosts alone, all of them at a time, traces to the lab's Collector, no metrics.
 fn config(lab: &Path, hosts: usize) -> Result<Config, Box<dyn Error>> {
-    let mut env: BTreeMap<String, OsString> = BTreeMap::new();
-    for line in std::fs::read_to_string(lab.join("env"))?.lines() {
-        if let Some((name, value)) = line.split_once('=') {
-            env.insert(name.to_owned(), value.trim_matches('\'').into());
-        }
-    }
-    env.insert("OTEL_METRICS_EXPORTER".to_owned(), "none".into());
-    env.insert("OTEL_LOGS_EXPORTER".to_owned(), "none".into());
-    let sources = Sources { config: Some(lab.join("config.yaml")), env, ..Sources::default() };
-    let mut config = Config::load(&sources)?.config;
+    let mut config = lab::config(lab, &[("OTEL_METRICS_EXPORTER", "none"), ("OTEL_LOGS_EXPORTER", "none")])?;
     config.overall_state = None;
     if let Some(critical) = &mut config.critical_service {
         (critical.interval, critical.max_in_flight) = (INTERVAL, hosts.max(1));
     }
     Ok(config)
-}
-
-/// The simulated fleet. Ends with this.
-struct Simulator(Child);
-
-impl Simulator {
-    fn start(hosts: usize, lab: &Path) -> Result<Self, Box<dyn Error>> {
-        let child = Command::new(env!("CARGO_BIN_EXE_esxi-otel-agent"))
-            .args(["simulate", "--vcenters", "0", "--collector", "--hosts", &hosts.to_string(), "--out"])
-            .arg(lab)
-            .stdout(Stdio::null())
-            .spawn()?;
-        let mut simulator = Self(child);
-        let until = Instant::now() + Duration::from_secs(120);
-        while !lab.join("env").exists() {
-            if let Some(status) = simulator.0.try_wait()? {
-                return Err(format!("the simulator ended: {status}").into());
-            }
-            if Instant::now() > until {
-                return Err("the simulator did not come up within 120 s".into());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(simulator)
-    }
-}
-
-impl Drop for Simulator {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// CPU time of this process so far, user and system.
-fn cpu_time() -> Duration {
-    let spec = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(spec.tv_sec.unsigned_abs(), u32::try_from(spec.tv_nsec).unwrap_or(0))
-}
-
-/// Resident memory, KiB.
-fn memory() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }

@@ -11,6 +11,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
+/// A fleet's sessions come and go: memory has to be given back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The configuration, the inventory or a port is not usable.
 const UNUSABLE: u8 = 2;
 /// Where hosts are unless somebody says otherwise.

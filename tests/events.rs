@@ -47,7 +47,9 @@ async fn a_service_that_stops_is_an_event_that_leads_to_the_trace_of_its_visit()
     assert_eq!(event(&estate, "esxi.service.running").await.severity, "INFO");
     agent.stop().await;
     estate.sink.seen(|seen| {
-        let events: Vec<_> = seen.logs.iter().map(|log| log.event.as_str()).collect();
+        let events = seen.logs.iter().map(|log| log.event.as_str());
+        // The disk of a busy machine may be too slow for the guard, which is an event, too.
+        let events: Vec<_> = events.filter(|event| !event.starts_with("esxi.agent.guard_")).collect();
         assert_eq!(events, ["esxi.service.stopped", "esxi.service.running"], "and nothing else goes out");
         let visits: Vec<_> = seen.spans_named("visit").collect();
         assert_eq!(visits.len(), 2, "only the traces that saw something: {visits:?}");

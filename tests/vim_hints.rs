@@ -39,6 +39,9 @@ fn counted(stats: &Stats, outcome: &str) -> f64 {
     own.filter(|sample| sample.attributes.get("outcome") == Some(outcome)).map(|sample| sample.value).sum()
 }
 
+/// Most reads of a host that turns red: its state, its hardware and its sensors.
+const WHY: u64 = 3;
+
 /// An agent that listens at vCenter 0.
 async fn listening(estate: &Estate, interval: (&str, &str)) -> RunningAgent {
     let agent = estate.agent(&[interval, ONLY_VCENTERS]).await;
@@ -72,7 +75,8 @@ async fn a_host_that_turns_red_is_at_the_collector_at_once_by_its_property_or_by
         let took = began.elapsed();
         // 0.5 s of it are the exporter's, which sends changes together.
         assert!(took < Duration::from_secs(3), "{pushes:?}: {took:?}");
-        assert_eq!(estate.vcenters[0].calls("RetrievePropertiesEx") - reads, 1, "that host alone was read");
+        let reads = estate.vcenters[0].calls("RetrievePropertiesEx") - reads;
+        assert!((1..=WHY).contains(&reads), "the host, and why it is red: {reads} reads");
         assert_eq!(estate.vcenters[0].most_sessions(), 1, "the listener has no session of its own");
         agent.stop().await;
         assert_eq!((estate.vcenters[0].open_sessions(), estate.vcenters[0].collectors()), (0, 0));
@@ -173,7 +177,8 @@ async fn an_alarm_of_a_virtual_machine_is_no_hint() {
     vcenter.fire_alarm_of_a_machine();
     until("the next wait", || (vcenter.calls("WaitForUpdatesEx") > waits).then_some(())).await;
     turns(&estate, &Status::Red, 0.0).await;
-    assert_eq!(vcenter.calls("RetrievePropertiesEx") - reads, 1, "of the host alone");
+    let reads = vcenter.calls("RetrievePropertiesEx") - reads;
+    assert!((1..=WHY).contains(&reads), "of the host, and why it is red: {reads} reads");
     agent.stop().await;
 }
 

@@ -1,5 +1,7 @@
 //! CPU time, time and memory of one step, on one line.
 
+#![allow(dead_code, reason = "no benchmark takes all of it")]
+
 use std::time::{Duration, Instant};
 
 /// Does `work`, and says what it cost.
@@ -18,7 +20,8 @@ pub fn measure<T>(what: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn cpu_time() -> Duration {
+/// CPU time of this process so far, of all its threads.
+pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
@@ -27,8 +30,8 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Bytes, from a line of `/proc/self/status`; 0 where there is no such file.
-fn memory(line: &str) -> u64 {
+/// Bytes, from a line (`VmRSS:`) of `/proc/self/status`; 0 where there is no such file.
+pub fn memory(line: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = status.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_default();
     kilobytes.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
