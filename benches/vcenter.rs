@@ -47,6 +47,10 @@ const EVERYTHING: &[&str] = &[
     "triggeredAlarmState",
 ];
 
+/// The agent's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     // Without --bench it is run as a test: small then.
     let default = if std::env::args().any(|arg| arg == "--bench") { 5_000 } else { 50 };

@@ -37,6 +37,10 @@ use tracing::instrument::WithSubscriber;
 /// Time between two visits of a host, spread.
 const INTERVAL: Duration = Duration::from_secs(6);
 
+/// The agent's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     // Without --bench it is run as a test: small then.
     let is_bench = std::env::args().any(|arg| arg == "--bench");

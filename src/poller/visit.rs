@@ -221,7 +221,8 @@ impl Visitor {
                 }
             }
         }
-        let session = self.log_in(host).await?;
+        // Boxed: it is rarely needed, and would make each visit of a kept session many times as large.
+        let session = Box::pin(self.log_in(host)).await?;
         *reached = true;
         self.ask_over(session, host, asked, deadline).await
     }
@@ -237,7 +238,7 @@ impl Visitor {
         let every = means.connector.config().refresh_sessions;
         let is_old = |every| is_due_for_refresh(&host.address, every, self.epoch, kept.opened());
         if every.is_some_and(is_old) {
-            match self.log_in(host).await {
+            match Box::pin(self.log_in(host)).await {
                 // Held back, maybe because of others: no reason to lose a session that works.
                 Err(failure) if failure.reason == FailureReason::AuthGuarded => {}
                 new => {

@@ -108,8 +108,11 @@ impl Transport for GrpcTransport {
         if self.addresses.have_changed() {
             self.channel = self.peer.channel();
         }
-        // Compression belongs to a `Grpc` value, hence a new one each time; it is cheap.
-        let mut grpc = Grpc::new(self.channel.clone());
+        // Compression belongs to a `Grpc` value, hence a new one each time; it is cheap. Servers made with grpc-go
+        // compress their answer as the request was, also for a client that does not say that it accepts that.
+        let mut grpc = Grpc::new(self.channel.clone())
+            .accept_compressed(CompressionEncoding::Zstd)
+            .accept_compressed(CompressionEncoding::Gzip);
         if let Some(encoding) = encoding(compression) {
             grpc = grpc.send_compressed(encoding);
         }

@@ -46,6 +46,7 @@ def three_hours(setup, table, binary):
     table.check("hosts whose points have their own times", HOSTS, sum(spaced))
     table.check("hosts all of whose minutes are in Prometheus, by remote write", HOSTS, stored(setup, "remote_write"))
     table.check("samples that Prometheus refused as too old or out of order", 0.0, refusals(setup) - refused)
+    table.check("what was said of the compression, which the Collector knows", 0, agent.log().count("does not know"))
     failed = 'max_over_time({__name__=~"otelcol_exporter_send_failed_.+"}[5m])'
     table.check("points that the Collector could not hand on", 0.0, setup.prometheus.sum(failed))
     end(setup, table, process)
