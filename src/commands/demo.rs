@@ -55,7 +55,9 @@ pub async fn demo(
     let folder = tempfile::tempdir().map_err(|error| simulator("a folder for its files", &error))?;
     let sink = Sink::start(SinkOptions::default()).map_err(|error| simulator("the Collector", &error))?;
     let (scenario, config) = estate(args, &folder, &sink).await?;
-    let agent = Agent::build(Arc::new(config), Vec::new(), Some(Console::stderr(verbosity))).await?;
+    // The story tells what happens: the agent's own words beside it are for who asks for more.
+    let console = (verbosity > Verbosity::Quiet).then(|| Console::stderr(verbosity));
+    let agent = Agent::build(Arc::new(config), Vec::new(), console).await?;
     let _ = output::print(greeting(&scenario, &agent))?;
 
     let agent_stop = CancellationToken::new();
