@@ -26,6 +26,7 @@ pub mod file_stamp;
 pub mod metric;
 pub mod open_files;
 pub mod outcome;
+pub mod process_setup;
 pub mod span;
 pub mod stats;
 pub mod steps;

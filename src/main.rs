@@ -5,6 +5,7 @@ use esxi_otel_agent::cli::{Cli, Verb};
 use esxi_otel_agent::commands;
 use esxi_otel_agent::config::{Config, Loaded};
 use esxi_otel_agent::telemetry::{Console, Verbosity};
+use esxi_otel_agent::{open_files, process_setup};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,8 +23,9 @@ const SSH_PORT: u16 = 22;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    no_core_dumps();
-    esxi_otel_agent::open_files::raise_limit();
+    process_setup::no_core_dumps();
+    process_setup::no_huge_pages();
+    open_files::raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return unusable(&format!("starting the runtime: {error}")),
@@ -104,10 +106,4 @@ fn stop_on_signals() -> std::io::Result<CancellationToken> {
         }
     });
     Ok(stop)
-}
-
-/// The process holds root's password of a fleet: no core file may. Best effort, a limit can be lowered always.
-fn no_core_dumps() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
