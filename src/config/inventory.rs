@@ -180,10 +180,14 @@ fn http_sd(inventory: &mut Section<'_>, places: &mut Places) -> Option<HttpSdCon
     let interval = section.setting("interval", duration(Duration::from_secs(5)..=HOUR));
     let interval = if url.is_some() { interval.or(MINUTE).value } else { MINUTE };
     let ca_file = section.setting("ca_file", path).optional();
-    if let Some(ca_file) = &ca_file
-        && let Err(problem) = super::vcenter::read_roots(&ca_file.value)
-    {
-        context.problem_at(ca_file, format!("{}: {problem}", ca_file.value.display()));
+    if let Some(ca_file) = &ca_file {
+        let read = match ca_file.value.is_dir() {
+            true => Err("is a folder, name a PEM file".to_owned()),
+            false => super::vcenter::read_roots(&ca_file.value).map(drop),
+        };
+        if let Err(problem) = read {
+            context.problem_at(ca_file, format!("{}: {problem}", ca_file.value.display()));
+        }
     }
     let token = section.setting("bearer_token_file", path).optional();
     let has_basic = section.names("basic_auth");
