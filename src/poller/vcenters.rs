@@ -171,7 +171,8 @@ impl VcenterPolls {
         let mut due = started;
         let mut may_hurry = started;
         loop {
-            let interval = setup.borrow_and_update().interval;
+            // Not marked as seen: what changes during a poll is taken over right after it.
+            let interval = setup.borrow().interval;
             let hurried = async {
                 wishes.some().await;
                 sleep_until(may_hurry).await;
