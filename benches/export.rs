@@ -44,6 +44,10 @@ const ROUNDS: u32 = 3;
 const MINUTES: u32 = 20;
 const MOST_SPOOLED: u64 = 1 << 30;
 
+/// The agent's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     if std::env::var_os(AS_SINK).is_some() {
         return be_sink();
@@ -106,7 +110,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let grouped = measure("group by metric", || Grouped::new(snapshot.samples().cloned()));
     let instruments = Instruments::new(resource());
     let collected: Result<Vec<_>, _> = measure("SDK: observe and collect", || {
-        grouped.into_metrics().map(|(def, samples)| instruments.collect(def, samples)).collect()
+        grouped.into_metrics().flat_map(|(def, samples)| instruments.collect(def, samples)).collect()
     });
     let collected = collected?;
     let encoded = measure("encode", || {

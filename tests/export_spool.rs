@@ -55,7 +55,9 @@ fn requests(hosts: usize, value: f64, collected: SystemTime) -> Vec<Batch> {
     let times = Times { started: collected, collected };
     let limits = Limits { points: 8_000, bytes: Limits::BYTES };
     let mut encoder = Encoder::new(instruments.resource(), times, limits);
-    encoder.live(&instruments.collect(&STATUS, samples).expect("collected"));
+    for portion in instruments.collect(&STATUS, samples) {
+        encoder.live(&portion.expect("collected"));
+    }
     encoder.finish()
 }
 

@@ -39,7 +39,9 @@ fn encode(live: &[SeriesKey], ends: &[SeriesKey], limits: Limits) -> Vec<Batch> 
     let mut encoder = Encoder::new(instruments.resource(), times(), limits);
     let samples = live.iter().map(|(def, attributes)| Sample::new(def, attributes.clone(), 1.0));
     for (def, samples) in Grouped::new(samples).into_metrics() {
-        encoder.live(&instruments.collect(def, samples).expect("collected"));
+        for portion in instruments.collect(def, samples) {
+            encoder.live(&portion.expect("collected"));
+        }
     }
     ends.iter().for_each(|(def, attributes)| encoder.end(def, attributes));
     encoder.finish()

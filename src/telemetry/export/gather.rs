@@ -40,37 +40,41 @@ impl Gatherer {
     /// Everything, and the ends of what went out before and is not there any more.
     pub fn everything(&mut self, readings: &Snapshot, own: Vec<Sample>) -> Result<Gathered, CollectError> {
         let grouped = Grouped::new(readings.samples().cloned().chain(own));
-        let live = Live::of(&grouped);
-        let ends = self.live.ended_in(&live);
-        let gathered = self.gather(grouped, &ends)?;
-        self.live = live;
-        Ok(gathered)
+        let ends = self.live.advance(&grouped);
+        self.gather_or_take_back(grouped, ends)
     }
 
     /// The changes alone.
     pub fn changes(&mut self, changes: Changes) -> Result<Gathered, CollectError> {
         let grouped = Grouped::new(changes.updated);
-        let updated = Live::of(&grouped);
         let ends = self.live.take(changes.ended);
-        match self.gather(grouped, &ends) {
-            Ok(gathered) => {
-                self.live.extend(updated);
-                Ok(gathered)
-            }
-            Err(error) => {
-                self.live.put_back(ends);
-                Err(error)
-            }
-        }
+        self.live.extend(&grouped);
+        self.gather_or_take_back(grouped, ends)
     }
 
-    /// Metric by metric: what is collected of one is gone before the next, and only its bytes stay.
+    /// What could not be sent has not ended yet. That what is new counts as alive even so does no harm: the
+    /// next collection has it, or says that it ended.
+    fn gather_or_take_back(
+        &mut self,
+        grouped: Grouped,
+        ends: Vec<SeriesKey>,
+    ) -> Result<Gathered, CollectError> {
+        let gathered = self.gather(grouped, &ends);
+        if gathered.is_err() {
+            self.live.put_back(ends);
+        }
+        gathered
+    }
+
+    /// Portion by portion: what is collected of one is gone before the next, and only its bytes stay.
     fn gather(&self, grouped: Grouped, ends: &[SeriesKey]) -> Result<Gathered, CollectError> {
         let at = SystemTime::now();
         let times = Times { started: self.started, collected: at };
         let mut encoder = Encoder::new(self.instruments.resource(), times, self.limits);
         for (def, samples) in grouped.into_metrics() {
-            encoder.live(&self.instruments.collect(def, samples)?);
+            for portion in self.instruments.collect(def, samples) {
+                encoder.live(&portion?);
+            }
         }
         for (def, attributes) in ends {
             encoder.end(def, attributes);

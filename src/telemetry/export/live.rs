@@ -12,41 +12,47 @@ use std::collections::{HashMap, HashSet};
 /// The series of an export, by identity. It keeps their attributes, so no identity is used twice.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    by_def: HashMap<&'static MetricDef, HashMap<usize, Attributes>>,
+    by_def: HashMap<&'static MetricDef, HashMap<usize, Series>>,
+    collection: u64,
+}
+
+#[derive(Debug)]
+struct Series {
+    attributes: Attributes,
+    /// The last collection that had it. So nothing has to be built anew, nor touched, for what goes on.
+    collection: u64,
 }
 
 impl Live {
-    /// All of a collection.
-    pub(super) fn of(grouped: &Grouped) -> Self {
-        let entry = |sample: &Sample| (sample.attributes.identity(), sample.attributes.clone());
-        let by_def = grouped.metrics().map(|(def, samples)| (def, samples.iter().map(entry).collect()));
-        Self { by_def: by_def.collect() }
-    }
-
-    /// Those of another collection, too.
-    pub(super) fn extend(&mut self, other: Self) {
-        for (def, series) in other.by_def {
-            self.by_def.entry(def).or_default().extend(series);
-        }
-    }
-
-    /// What is alive here and not in `later`, each once.
-    pub(super) fn ended_in(&self, later: &Self) -> Vec<SeriesKey> {
+    /// Takes over a whole collection. Returns what was alive before and is not in it, each once.
+    pub(super) fn advance(&mut self, grouped: &Grouped) -> Vec<SeriesKey> {
+        self.extend(grouped);
         let mut ended = vec![];
-        let none = HashMap::new();
-        for (def, before) in &self.by_def {
-            let after = later.by_def.get(def).unwrap_or(&none);
-            let gone = before.iter().filter(|(identity, _)| !after.contains_key(identity));
+        for (def, series) in &mut self.by_def {
+            let gone = series.extract_if(|_, series| series.collection != self.collection);
             // The same series may have got another identity: another target reports it now, say.
-            let mut gone: HashSet<&Attributes> = gone.map(|(_, attributes)| attributes).collect();
+            let mut gone: HashSet<Attributes> = gone.map(|(_, series)| series.attributes).collect();
             if !gone.is_empty() {
-                for attributes in after.values() {
-                    gone.remove(attributes);
+                for series in series.values() {
+                    gone.remove(&series.attributes);
                 }
             }
-            ended.extend(gone.into_iter().map(|attributes| (*def, attributes.clone())));
+            ended.extend(gone.into_iter().map(|attributes| (*def, attributes)));
         }
+        self.by_def.retain(|_, series| !series.is_empty());
         ended
+    }
+
+    /// Takes over a part of a collection.
+    pub(super) fn extend(&mut self, grouped: &Grouped) {
+        self.collection += 1;
+        for (def, samples) in grouped.metrics() {
+            let live = self.by_def.entry(def).or_default();
+            for Sample { attributes, .. } in samples {
+                let new = || Series { attributes: attributes.clone(), collection: self.collection };
+                live.entry(attributes.identity()).or_insert_with(new).collection = self.collection;
+            }
+        }
     }
 
     /// Takes out what has ended. Returns those that were alive, each once.
@@ -58,13 +64,8 @@ impl Live {
         let mut taken = HashSet::new();
         for (def, ended) in by_def {
             let Some(live) = self.by_def.get_mut(def) else { continue };
-            live.retain(|_, attributes| {
-                let has_ended = ended.contains(attributes);
-                if has_ended {
-                    taken.insert((def, attributes.clone()));
-                }
-                !has_ended
-            });
+            let gone = live.extract_if(|_, series| ended.contains(&series.attributes));
+            taken.extend(gone.map(|(_, series)| (def, series.attributes)));
         }
         taken.into_iter().collect()
     }
@@ -72,7 +73,8 @@ impl Live {
     /// Puts back what was taken.
     pub(super) fn put_back(&mut self, series: Vec<SeriesKey>) {
         for (def, attributes) in series {
-            self.by_def.entry(def).or_default().insert(attributes.identity(), attributes);
+            let series = Series { attributes, collection: self.collection };
+            self.by_def.entry(def).or_default().insert(series.attributes.identity(), series);
         }
     }
 }
@@ -96,25 +98,41 @@ mod tests {
         (&STATE, Attributes::new([("host", host)]))
     }
 
+    fn collection(series: &[SeriesKey]) -> Grouped {
+        Grouped::new(series.iter().map(|(def, of)| Sample::new(def, of.clone(), 1.0)))
+    }
+
     fn live(series: &[SeriesKey]) -> Live {
-        Live::of(&Grouped::new(series.iter().map(|(def, of)| Sample::new(def, of.clone(), 1.0))))
+        let mut live = Live::default();
+        assert_eq!(live.advance(&collection(series)), [], "nothing was alive before");
+        live
     }
 
     #[test]
     fn what_is_not_there_any_more_has_ended() {
         let (a, b, c) = (series("a"), series("b"), series("c"));
-        let before = live(&[a.clone(), b.clone()]);
-        assert_eq!(before.ended_in(&live(&[b.clone(), c])), [a]);
-        assert_eq!(before.ended_in(&Live::default()).len(), 2);
-        assert_eq!(Live::default().ended_in(&before), []);
+        let mut live = live(&[a.clone(), b.clone()]);
+        assert_eq!(live.advance(&collection(&[b.clone(), c])), [a]);
+        assert_eq!(live.advance(&collection(&[])).len(), 2);
+        assert_eq!(live.advance(&collection(&[b])), []);
     }
 
     #[test]
     fn a_series_that_another_part_reports_now_goes_on() {
-        assert_eq!(live(&[series("a")]).ended_in(&live(&[series("a")])), []);
-        let reported_twice = live(&[series("a"), series("a")]);
-        assert_eq!(reported_twice.ended_in(&live(&[series("a")])), []);
-        assert_eq!(reported_twice.ended_in(&Live::default()), [series("a")], "once");
+        let mut live = live(&[series("a")]);
+        assert_eq!(live.advance(&collection(&[series("a")])), []);
+        assert_eq!(live.advance(&collection(&[series("a"), series("a")])), []);
+        assert_eq!(live.advance(&collection(&[series("a")])), [], "one of the two that reported it is left");
+        assert_eq!(live.advance(&collection(&[series("a"), series("a")])), []);
+        assert_eq!(live.advance(&collection(&[])), [series("a")], "once");
+    }
+
+    #[test]
+    fn what_came_as_a_change_ends_with_the_next_collection_without_it() {
+        let (a, b) = (series("a"), series("b"));
+        let mut live = live(std::slice::from_ref(&a));
+        live.extend(&collection(std::slice::from_ref(&b)));
+        assert_eq!(live.advance(&collection(&[a])), [b]);
     }
 
     #[test]

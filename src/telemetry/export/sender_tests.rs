@@ -90,11 +90,12 @@ fn hosts(bytes: &Bytes) -> Vec<String> {
 fn batch(hosts: &[&str]) -> Batch {
     let instruments = Instruments::new(opentelemetry_sdk::Resource::builder_empty().build());
     let sample = |host: &&str| Sample::new(&STATE, Attributes::new([("host", *host)]), 1.0);
-    let collected = instruments.collect(&STATE, hosts.iter().map(sample).collect()).expect("collected");
     let times = Times { started: SystemTime::now(), collected: SystemTime::now() };
     let limits = Limits { points: 8_000, bytes: Limits::BYTES };
     let mut encoder = Encoder::new(instruments.resource(), times, limits);
-    encoder.live(&collected);
+    for portion in instruments.collect(&STATE, hosts.iter().map(sample).collect()) {
+        encoder.live(&portion.expect("collected"));
+    }
     encoder.finish().remove(0)
 }
 
