@@ -30,6 +30,10 @@ use tokio_util::sync::CancellationToken;
 
 const AS_SCRAPER: &str = "BENCH_AS_SCRAPER";
 
+/// The agent's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     if let Ok(address) = std::env::var(AS_SCRAPER) {
         println!("{}", scrape(address.parse()?)?);

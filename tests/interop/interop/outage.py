@@ -11,6 +11,8 @@ from .story import within
 
 HOSTS, MINUTES = 200, 180
 KILLS = 8
+RANDOM_SECONDS = float(os.environ.get("INTEROP_KILL_SECONDS", "45"))
+LONGEST_PAUSE = 30                      # the agent's own, between two tries
 MOST_SECONDS = MINUTES * 60 / 100       # a hundred times as fast as it came
 NAME = "example.state"
 
@@ -18,6 +20,7 @@ NAME = "example.state"
 def tell(setup, table, binary):
     three_hours(setup, table, binary)
     killed_collectors(setup, table, binary)
+    collectors_at_random(setup, table, binary)
 
 
 def spooled(name, setup, binary, config=FULL_CONFIG):
@@ -71,6 +74,50 @@ def killed_collectors(setup, table, binary):
                 stored(setup, "plain"))
     table.check("samples that Prometheus refused as too old or out of order", 0.0, refusals(setup) - refused)
     end(setup, table, process)
+
+
+def collectors_at_random(setup, table, binary):
+    """A fleet at work, and Collectors that come and are killed: every point that the agent has made arrives, each once."""
+    table.about(f"Collectors that are killed at random for {RANDOM_SECONDS:g} s, with a fleet at work")
+    refused = refusals(setup)
+    config = FULL_CONFIG.replace("{otlp}", setup.telemetry.url("plain_grpc"))
+    agent = Agent("outage-random", setup, binary, config=config, hosts=setup.fleet.by_password)
+    agent.env["OTEL_RESOURCE_ATTRIBUTES"] = "service.instance.id=outage-random"
+    process, began, kills = agent.start(), time.monotonic(), 0
+    while time.monotonic() < began + RANDOM_SECONDS:
+        collector = setup.telemetry.start_plain_collector()
+        time.sleep(random.uniform(0.1, 6))
+        os.killpg(collector.pid, signal.SIGKILL)
+        setup.processes.end(collector)
+        kills += 1
+        time.sleep(random.uniform(0, 4))
+    seconds = round(time.monotonic() - began)
+    setup.telemetry.start_plain_collector()
+    page = lambda: scraped(setup.telemetry.url("agent") + "/metrics") or {}
+    points = lambda outcome: sum(value for (name, labels), value in page().items()
+                                 if name == "esxi_agent_export_points_total" and ("outcome", outcome) in labels)
+    window = seconds + LONGEST_PAUSE + 60
+    stored_points = lambda: sum(len(row["values"]) for row in setup.prometheus.query(
+        f'{{way="plain",instance="outage-random",__name__=~"esxi_.+"}}[{window}s]'))
+    # Both counts grow with each export; between two of them they stand.
+    settled = lambda: (before := points("exported")) == stored_points() == points("exported") and before
+    produced = within(LONGEST_PAUSE + 30, "as many points as were made", settled)
+    taken, found = points("exported"), stored_points()
+    table.check(f"points in Prometheus, of those that {kills + 1} Collectors took in {seconds} s", f"{taken:g}", f"{found:g}",
+                ok=produced and taken > 0)
+    for outcome in ("dropped", "rejected"):
+        table.check(f"points that were {outcome}", 0.0, points(outcome))
+    table.check("longest time without a value of esxi_host_ssh_up, of any host: seconds", "at most 3",
+                f"{longest_gap(setup, window):.1f}", ok=0 < longest_gap(setup, window) <= 3)
+    table.check("samples that Prometheus refused as too old or out of order", 0.0, refusals(setup) - refused)
+    end(setup, table, process)
+
+
+def longest_gap(setup, window):
+    """Longest time between two samples of a series that is exported every 2 s, whoever is there to take it."""
+    rows = setup.prometheus.query(f'esxi_host_ssh_up{{way="plain",instance="outage-random"}}[{window}s]')
+    times = [[at for at, _ in row["values"]] for row in rows]
+    return max((later - earlier for t in times for earlier, later in zip(t, t[1:])), default=0)
 
 
 def received(setup):
