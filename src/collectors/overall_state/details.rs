@@ -26,7 +26,7 @@ pub(super) fn hardware(host: &ManagedObject, own: &Attributes) -> Vec<Sample> {
 pub(super) fn sensors(host: &ManagedObject, own: &Attributes) -> Vec<Sample> {
     components(host, SENSORS.properties, own, |sensor| {
         let kind = sensor.get("sensorType").map_or("other", |kind| &**kind);
-        let kind = format!("{}_sensor", kind.to_ascii_lowercase());
+        let kind = format!("{}_sensor", kind.to_ascii_lowercase().replace(char::is_whitespace, "_"));
         Some((label(&kind), sensor.get("name")?, sensor.get("healthState.key")?))
     })
 }

@@ -149,10 +149,33 @@ func (v *vcenter) update(host *simulator.HostSystem, changes ...types.PropertyCh
 	v.model.Map().AtomicUpdate(v.model.Service.Context, host, changes)
 }
 
+// withState is the health with the state of one sensor changed (false: there is no such sensor), or with a
+// processor in that state. The hosts share what they are made with, so it is a copy.
+func withState(old *types.HealthSystemRuntime, kind, component, state string) (*types.HealthSystemRuntime, bool) {
+	key := &types.ElementDescription{Key: state}
+	health := types.HealthSystemRuntime{SystemHealthInfo: &types.HostSystemHealthInfo{}}
+	known := kind == "cpu"
+	if known {
+		health.HardwareStatusInfo = &types.HostHardwareStatusInfo{CpuStatusInfo: []types.BaseHostHardwareElementInfo{
+			&types.HostHardwareElementInfo{Name: component, Status: key},
+		}}
+	} else {
+		health.HardwareStatusInfo = old.HardwareStatusInfo
+	}
+	for _, sensor := range old.SystemHealthInfo.NumericSensorInfo {
+		if kind == "sensor" && sensor.Name == component {
+			sensor.HealthState, known = key, true
+		}
+		health.SystemHealthInfo.NumericSensorInfo = append(health.SystemHealthInfo.NumericSensorInfo, sensor)
+	}
+	return &health, known
+}
+
 // controls is what a test may ask and do:
 //
-//	GET  /state                                open sessions, logins, calls, hosts
-//	POST /host?name=N&overallStatus=red        also connectionState, rename, maintenance, alarm
+//	GET  /state                                open sessions, logins, calls, hosts and their services
+//	POST /host?name=N&overallStatus=red        also connectionState, rename, maintenance, alarm, issue, and the
+//	                                           states of what the host has: sensor=NAME:red, cpu=NAME:yellow
 func (v *vcenter) controls() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /state", v.state)
@@ -161,11 +184,22 @@ func (v *vcenter) controls() http.Handler {
 }
 
 func (v *vcenter) state(w http.ResponseWriter, _ *http.Request) {
-	type host struct{ OverallStatus, ConnectionState string }
+	type service struct {
+		Running bool
+		Policy  string
+	}
+	type host struct {
+		OverallStatus, ConnectionState string
+		Services                       map[string]service
+	}
 	hosts := map[string]host{}
 	for _, h := range v.hosts() {
 		v.model.Map().WithLock(v.model.Service.Context, h, func() {
-			hosts[h.Name] = host{string(h.OverallStatus), string(h.Runtime.ConnectionState)}
+			services := map[string]service{}
+			for _, s := range h.Config.Service.Service {
+				services[s.Key] = service{s.Running, s.Policy}
+			}
+			hosts[h.Name] = host{string(h.OverallStatus), string(h.Runtime.ConnectionState), services}
 		})
 	}
 	// Seen from a session, the session manager lists all of them.
@@ -213,6 +247,27 @@ func (v *vcenter) setHost(w http.ResponseWriter, r *http.Request) {
 				change("summary.runtime.inMaintenanceMode", val == "true"))
 		case "alarm":
 			changes = append(changes, change("triggeredAlarmState", v.triggered(host, val)))
+		case "issue":
+			issues := []types.BaseEvent{}
+			if val != "" {
+				event := &types.EventEx{EventTypeId: val}
+				event.FullFormattedMessage = "Something is wrong with " + host.Name
+				issues = append(issues, event)
+			}
+			changes = append(changes, change("configIssue", issues))
+		case "sensor", "cpu":
+			at := strings.LastIndexByte(val, ':')
+			if at < 0 {
+				http.Error(w, key+" wants NAME:STATE", http.StatusBadRequest)
+				return
+			}
+			component, state := val[:at], val[at+1:]
+			health, known := withState(host.Runtime.HealthSystemRuntime, key, component, state)
+			if !known {
+				http.Error(w, "no such sensor: "+component, http.StatusNotFound)
+				return
+			}
+			changes = append(changes, change("runtime.healthSystemRuntime", health))
 		case "rename":
 			changes = append(changes, change("name", val), change("summary.config.name", val))
 		default:

@@ -89,11 +89,14 @@ impl Spool {
         let (segments, next) = (VecDeque::new(), cursor);
         let mut spool = Self { folder, packer, segments, open: None, segment_size, next, cursor, damaged: 0 };
         let found = spool.folder.segments()?;
-        if known.is_none() && !found.is_empty() {
-            tracing::warn!(
+        match known {
+            Some(_) => {}
+            // Once there is one, a folder without it has lost it.
+            None if found.is_empty() => spool.folder.write_cursor(cursor)?,
+            None => tracing::warn!(
                 "OTLP: the spool does not say how far it was sent; all of it is sent: {}",
                 path.display()
-            );
+            ),
         }
         let last = found.len().saturating_sub(1);
         for (number, (first, path)) in found.into_iter().enumerate() {

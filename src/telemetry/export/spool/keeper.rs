@@ -50,6 +50,8 @@ impl Keeper {
             stats,
             spool: None,
             complaint: None,
+            takes_entries: true,
+            takes_cursor: true,
             reopen: now,
             rewrite: now,
             settle: now,
@@ -93,6 +95,10 @@ struct Work {
     spool: Option<Spool>,
     /// What was said last of what is wrong.
     complaint: Option<String>,
+    /// Whether entries could be written the last time, and how far they were sent. On a file system that has become
+    /// read-only the one may go on for a while and the other not.
+    takes_entries: bool,
+    takes_cursor: bool,
     reopen: Instant,
     rewrite: Instant,
     settle: Instant,
@@ -132,6 +138,7 @@ impl Work {
                 if points > 0 {
                     tracing::info!("OTLP: {points} points of before wait in the spool");
                 }
+                (self.takes_entries, self.takes_cursor) = (true, true);
                 self.is_well();
                 self.queue.attach(self.on_disk());
             }
@@ -157,11 +164,12 @@ impl Work {
         more
     }
 
-    /// Writes everything, and how far it was sent. Returns whether that is on disk.
+    /// Writes everything, and how far it was sent. Returns whether everything is on disk: without the other what was
+    /// sent already is sent again, and nothing lost.
     fn flush(&mut self) -> bool {
         while self.write(true) {}
-        let is_written = self.queue.load().volatile == 0;
-        self.settle() && is_written
+        self.settle();
+        self.queue.load().volatile == 0
     }
 
     /// Writes what has to be written. Returns whether there may be more of it.
@@ -182,12 +190,14 @@ impl Work {
         match appended {
             Ok(first) => {
                 self.queue.written(Some(first), loaded, on_disk);
+                self.takes_entries = true;
                 self.is_well();
                 true
             }
             Err(error) => {
                 self.queue.written(None, loaded, on_disk);
                 self.rewrite = now + REWRITE;
+                self.takes_entries = false;
                 self.complain(&error);
                 is_full(&error) && self.make_room()
             }
@@ -242,11 +252,15 @@ impl Work {
         true
     }
 
-    fn settle(&mut self) -> bool {
-        let Some(spool) = &mut self.spool else { return false };
+    fn settle(&mut self) {
+        let Some(spool) = &mut self.spool else { return };
         self.settle = Instant::now() + SETTLE;
         let settled = spool.settle(self.queue.ahead().1);
-        settled.inspect_err(|error| self.complain(error)).is_ok()
+        self.takes_cursor = settled.is_ok();
+        match settled {
+            Ok(()) => self.is_well(),
+            Err(error) => self.complain(&error),
+        }
     }
 
     fn on_disk(&self) -> OnDisk {
@@ -278,7 +292,7 @@ impl Work {
     }
 
     fn is_well(&mut self) {
-        if self.complaint.take().is_some() {
+        if self.takes_entries && self.takes_cursor && self.complaint.take().is_some() {
             tracing::info!("OTLP: the spool can be used again");
         }
     }

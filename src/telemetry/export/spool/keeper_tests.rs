@@ -215,6 +215,33 @@ async fn a_disk_that_does_not_take_anything_leaves_memory_and_is_used_again() {
     assert_eq!(story.stats.samples().len(), 0, "nothing was dropped");
 }
 
+#[tokio::test]
+async fn where_only_the_cursor_can_not_be_written_that_is_said_once_and_nothing_is_lost() {
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let writer = Arc::new(log.reopen().expect("a file"));
+    let _default = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(writer).finish());
+    let said = |words: &str| std::fs::read_to_string(log.path()).expect("readable").matches(words).count();
+    let mut story = Story::new();
+    story.written().await;
+    // As on a file system that has become read-only: what is open already can still be written.
+    let obstacle = story.spool().join("cursor.new");
+    std::fs::create_dir(&obstacle).expect("a folder");
+    for round in 0..3 {
+        story.push(2);
+        assert!(story.flush().await, "entries are written");
+        assert_eq!(story.drain().await, numbers(2 * round + 1..=2 * round + 2));
+        assert!(story.flush().await);
+    }
+    assert_eq!((said("spool can't be written"), said("can be used again")), (1, 0));
+    std::fs::remove_dir(&obstacle).expect("empty");
+    story.push(1);
+    assert!(story.flush().await);
+    assert_eq!((said("spool can't be written"), said("can be used again")), (1, 1));
+    let story = story.again().await;
+    story.until("opened", |load| load.points > 0).await;
+    assert_eq!(story.drain().await, [7], "how far it was is known");
+}
+
 #[test]
 fn a_full_disk_is_told_from_a_broken_one() {
     let error = |kind: io::ErrorKind| super::super::folder::io_error("written", Path::new("x"))(kind.into());
