@@ -44,6 +44,9 @@ async fn a_new_service_is_asked_for_over_the_kept_sessions() {
         estate.arrives(SERVICE, &[("hostsystem", &of_host), ("service", "nsx-proxy")], 1.0).await;
         assert_eq!(estate.fleet.logins(host), 1, "the session goes on");
     }
+    let ended = |seen: &Seen| seen.ended(SERVICE, &[("service", "vvold")]);
+    estate.sink.wait_until(ended, LIMIT).await.expect("what is not asked for any more ends");
+    assert!(!estate.sink.seen(|seen| seen.ended(SERVICE, &[("service", "hostd")])));
     assert_eq!(estate.vcenters[0].open_sessions(), 1);
     assert_eq!((reloads(&agent, "applied"), is_good(&agent)), (1.0, true));
     agent.stop().await;
@@ -67,6 +70,26 @@ async fn a_shorter_interval_does_not_wait_for_the_end_of_the_long_one() {
     agent.handle.reload.now().await.unwrap();
     until("polls", || (ended() >= before + 2.0).then_some(())).await;
     assert_eq!(estate.vcenters[0].open_sessions(), 1);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_port_is_visited_from_the_next_visit_on_whatever_session_is_kept() {
+    let estate = Estate::new(1, 0).await;
+    let agent = estate.agent(&[]).await;
+    estate.arrives(SSH_UP, &[], 1.0).await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (right, wrong) = (format!("port: {}", estate.fleet.port()), format!("port: {nobody}"));
+    estate.edit_config(&right, &wrong);
+    agent.handle.reload.now().await.unwrap();
+    agent.handle.now.everybody();
+    estate.arrives("esxi.host.ssh.failure", &[("reason", "connect_refused")], 1.0).await;
+    until("the old session's end", || (estate.fleet.sessions(0) == 0).then_some(())).await;
+    estate.edit_config(&wrong, &right);
+    agent.handle.reload.now().await.unwrap();
+    agent.handle.now.everybody();
+    estate.arrives(SSH_UP, &[], 1.0).await;
+    assert_eq!(estate.fleet.logins(0), 2);
     agent.stop().await;
 }
 

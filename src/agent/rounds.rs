@@ -63,6 +63,7 @@ pub(super) struct Controls {
     setup: watch::Sender<Arc<PollSetup>>,
     host_keys: Arc<HostKeys>,
     guard: Arc<Guard>,
+    readings: Arc<Readings>,
     stats: Arc<Stats>,
 }
 
@@ -149,6 +150,7 @@ impl Rounds {
             setup,
             host_keys,
             guard: Arc::clone(&guard),
+            readings: Arc::clone(&readings),
             stats: Arc::clone(&stats),
         };
         Ok(Self { poller, readings, stats, guard, controls, first_result })
@@ -273,7 +275,11 @@ impl Controls {
         );
         self.means.send_replace(Means::new(connector, Arc::clone(&access.accounts)));
         self.setup.send_replace(Arc::new(poll_setup(&config, access, trusted, self.inventory.discovery())));
-        self.collectors.send_replace(collectors::host_collectors(&config).into());
+        let collectors: HostCollectors = collectors::host_collectors(&config).into();
+        for collector in collectors.iter() {
+            self.readings.keep_parts(collector.name(), |part| collector.asks_for(part));
+        }
+        self.collectors.send_replace(collectors);
         let pace = pace(&config);
         self.pace.send_if_modified(|before| std::mem::replace(before, pace.clone()) != pace);
         self.config = config;

@@ -72,8 +72,14 @@ pub trait HostCollector: Send + Sync {
     }
     /// What to ask. All due collectors' questions go to the host in one command.
     fn questions(&self) -> &[Question];
-    /// Reads the answer to one of its questions.
+    /// Reads the answer to one of its questions. The parts of its readings are named after the question: by its
+    /// id, or by its id and more behind a blank.
     fn read(&self, host: &Host, answer: &Answer) -> Verdict;
+    /// Whether a part of its readings comes from a question that it has.
+    fn asks_for(&self, part: &str) -> bool {
+        let id = part.split(' ').next().unwrap_or_default();
+        self.questions().iter().any(|question| *question.id == *id)
+    }
 }
 
 /// The metrics of a collector, for the catalogue.

@@ -215,6 +215,19 @@ impl Readings {
         }
     }
 
+    /// Forgets those parts of a collector that are not asked for any more, of all targets: their series end.
+    pub fn keep_parts(&self, collector: &str, is_asked: impl Fn(&str) -> bool) {
+        let mut inner = self.lock();
+        let Inner { targets, changes, .. } = &mut *inner;
+        for target in targets.values_mut() {
+            let gone = target.parts.extract_if(|(of, part), _| *of == collector && !is_asked(part));
+            gone.for_each(|(_, part)| note_ends(changes, &part.samples, &[]));
+        }
+        if !changes.is_empty() {
+            self.changed.notify_one();
+        }
+    }
+
     /// Everything that is not stale. What is stale is dropped for good.
     pub fn snapshot(&self) -> Snapshot {
         let now = Instant::now();

@@ -1,15 +1,14 @@
 //! Log records: to the console, and over OTLP.
 
-use super::TelemetryError;
 use super::export::peer::{Presence, Signal};
 use super::filter::{self, Verbosity};
 use super::outbox::{Outbox, Post, Postman, Route};
+use super::{TelemetryError, signals};
 use crate::metric::{Cadence, Kind, MetricDef, Unit};
 use crate::stats::Stats;
 use opentelemetry::InstrumentationScope;
 use opentelemetry::logs::LoggerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::logs::{
@@ -99,15 +98,8 @@ pub(super) fn postman(
     presence: Arc<Presence>,
 ) -> Result<Postman<RecordPost>, TelemetryError> {
     let build = move |route: &Route| {
-        let mut exporter = opentelemetry_otlp::LogExporter::builder()
-            .with_tonic()
-            .with_channel(route.peer.limited_channel())
-            .with_metadata(route.peer.metadata().clone())
-            .with_timeout(route.peer.limit());
-        if let Some(compression) = super::signal_compression(route.compression) {
-            exporter = exporter.with_compression(compression);
-        }
-        let mut exporter = exporter.build().map_err(|error| TelemetryError::Exporter("logs", error))?;
+        let exporter = signals::along(route, opentelemetry_otlp::LogExporter::builder().with_tonic()).build();
+        let mut exporter = exporter.map_err(|error| TelemetryError::Exporter("logs", error))?;
         exporter.set_resource(&resource);
         Ok(RecordPost(exporter))
     };

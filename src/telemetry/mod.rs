@@ -14,6 +14,7 @@ pub mod sampling;
 mod filter;
 mod logs;
 mod outbox;
+mod signals;
 #[cfg(test)]
 mod taken;
 mod traces;
@@ -21,7 +22,7 @@ mod traces;
 pub use filter::Verbosity;
 pub use logs::Console;
 
-use crate::config::{Compression, Config, OtlpConfig, TracesConfig};
+use crate::config::{Config, OtlpConfig, TracesConfig};
 use crate::readings::Readings;
 use crate::span::PastSpans;
 use crate::stats::Stats;
@@ -35,7 +36,6 @@ use export::{Exporter, Options, Parts, SPANS};
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData};
 use outbox::{Outbox, Route};
@@ -272,35 +272,4 @@ fn resource(config: &OtlpConfig) -> Resource {
     let pairs = config.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
     // Not `builder()`: that reads the environment again, which the configuration has done.
     Resource::builder_empty().with_attributes(pairs).build()
-}
-
-/// Traces and logs are sent by the SDK's exporters, which can't find out at run time what the peer knows:
-/// they use gzip, which every gRPC server has, where metrics use zstd.
-fn signal_compression(compression: Compression) -> Option<opentelemetry_otlp::Compression> {
-    match compression {
-        Compression::Zstd | Compression::Gzip => Some(opentelemetry_otlp::Compression::Gzip),
-        Compression::None => None,
-    }
-}
-
-/// Whether the same may succeed later. The SDK's exporters tell the gRPC code in their error's text only.
-fn is_passing(error: &OTelSdkError) -> bool {
-    const PASSING: [&str; 8] = [
-        "Unavailable",
-        "DeadlineExceeded",
-        "Cancelled",
-        "Aborted",
-        "OutOfRange",
-        "DataLoss",
-        "ResourceExhausted",
-        "Unknown",
-    ];
-    match error {
-        OTelSdkError::Timeout(_) => true,
-        OTelSdkError::InternalFailure(text) => {
-            let code = text.split("gRPC code: ").nth(1).unwrap_or_default();
-            PASSING.iter().any(|passing| code.starts_with(passing))
-        }
-        OTelSdkError::AlreadyShutdown => false,
-    }
 }

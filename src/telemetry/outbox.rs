@@ -5,8 +5,8 @@
 //! In place of the SDK's batch processors: those drop a batch whose export failed, hold up the others while
 //! a Collector hangs, reserve all their room at the start, and drop in silence what does not fit.
 
-use super::TelemetryError;
 use super::export::peer::{Peer, Presence, Signal};
+use super::{TelemetryError, signals};
 use crate::config::Compression;
 use crate::metric::{Attributes, MetricDef};
 use crate::stats::Stats;
@@ -216,8 +216,8 @@ impl<P: Post> Postman<P> {
             }
             Err(error) => error,
         };
-        if super::is_passing(&error) {
-            self.presence.is_lost(P::SIGNAL, &error.to_string());
+        if signals::is_passing(&error) {
+            self.presence.is_lost(P::SIGNAL, &signals::explain(&error));
             self.outbox.put_back(portion);
             // Jitter, so that many agents do not come back to a Collector at one moment.
             let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
@@ -225,7 +225,8 @@ impl<P: Post> Postman<P> {
             return Some(pause);
         }
         self.outbox.count("dropped", items);
-        self.presence.say(|| tracing::debug!("OTLP: {items} items are refused: {error}"));
+        self.presence
+            .say(|| tracing::debug!("OTLP: {items} items are refused: {}", signals::explain(&error)));
         None
     }
 }

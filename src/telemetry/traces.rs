@@ -1,15 +1,13 @@
 //! Spans: the provider, the layer that makes them of `tracing`'s, and who sends them.
 
-use super::TelemetryError;
 use super::export::peer::{Presence, Signal};
-use super::filter;
 use super::outbox::{Outbox, Post, Postman, Route};
 use super::sampling::{Caps, TailSampler};
+use super::{TelemetryError, filter, signals};
 use crate::config::TracesConfig;
 use crate::stats::Stats;
 use opentelemetry::Context;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
@@ -58,15 +56,9 @@ pub(super) fn postman(
     presence: Arc<Presence>,
 ) -> Result<Postman<SpanPost>, TelemetryError> {
     let build = move |route: &Route| {
-        let mut exporter = opentelemetry_otlp::SpanExporter::builder()
-            .with_tonic()
-            .with_channel(route.peer.limited_channel())
-            .with_metadata(route.peer.metadata().clone())
-            .with_timeout(route.peer.limit());
-        if let Some(compression) = super::signal_compression(route.compression) {
-            exporter = exporter.with_compression(compression);
-        }
-        let mut exporter = exporter.build().map_err(|error| TelemetryError::Exporter("traces", error))?;
+        let exporter =
+            signals::along(route, opentelemetry_otlp::SpanExporter::builder().with_tonic()).build();
+        let mut exporter = exporter.map_err(|error| TelemetryError::Exporter("traces", error))?;
         exporter.set_resource(&resource);
         Ok(SpanPost(exporter))
     };

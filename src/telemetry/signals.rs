@@ -1,0 +1,80 @@
+//! What spans and log records have in common: they are sent by the SDK's exporters, and fail in their words.
+
+use super::outbox::Route;
+use crate::config::Compression;
+use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
+use opentelemetry_sdk::error::OTelSdkError;
+
+/// An exporter that sends to `route`.
+///
+/// The SDK's exporters can't find out at run time what the peer knows: they use gzip, which every gRPC server
+/// has, where metrics use zstd.
+pub(super) fn along<B: WithExportConfig + WithTonicConfig>(route: &Route, builder: B) -> B {
+    let builder = builder
+        .with_channel(route.peer.limited_channel())
+        .with_metadata(route.peer.metadata().clone())
+        .with_timeout(route.peer.limit());
+    match route.compression {
+        Compression::Zstd | Compression::Gzip => {
+            builder.with_compression(opentelemetry_otlp::Compression::Gzip)
+        }
+        Compression::None => builder,
+    }
+}
+
+/// Whether the same may succeed later.
+pub(super) fn is_passing(error: &OTelSdkError) -> bool {
+    const PASSING: [&str; 8] = [
+        "Unavailable",
+        "DeadlineExceeded",
+        "Cancelled",
+        "Aborted",
+        "OutOfRange",
+        "DataLoss",
+        "ResourceExhausted",
+        "Unknown",
+    ];
+    match error {
+        OTelSdkError::Timeout(_) => true,
+        OTelSdkError::InternalFailure(_) => {
+            grpc(error).is_some_and(|text| PASSING.iter().any(|passing| text.starts_with(passing)))
+        }
+        OTelSdkError::AlreadyShutdown => false,
+    }
+}
+
+/// The failure in the words that the sender of metrics uses, too: gRPC's code, and why the connection failed.
+pub(super) fn explain(error: &OTelSdkError) -> String {
+    match error {
+        OTelSdkError::Timeout(limit) => format!("no answer within {limit:?}"),
+        _ => grpc(error).map_or_else(|| error.to_string(), str::to_owned),
+    }
+}
+
+/// The exporters tell code and cause in their error's text only.
+fn grpc(error: &OTelSdkError) -> Option<&str> {
+    match error {
+        OTelSdkError::InternalFailure(text) => text.split_once("gRPC code: ").map(|(_, text)| text),
+        OTelSdkError::Timeout(_) | OTelSdkError::AlreadyShutdown => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_failure_is_told_in_the_words_of_grpc() {
+        let text = "TonicTracesClient export failed with gRPC code: Unavailable: connection refused";
+        let away = OTelSdkError::InternalFailure(text.into());
+        assert_eq!((is_passing(&away), &*explain(&away)), (true, "Unavailable: connection refused"));
+        let text = "TonicLogsClient export failed with gRPC code: PermissionDenied";
+        let refused = OTelSdkError::InternalFailure(text.into());
+        assert_eq!((is_passing(&refused), &*explain(&refused)), (false, "PermissionDenied"));
+        let late = OTelSdkError::Timeout(Duration::from_secs(10));
+        assert_eq!((is_passing(&late), &*explain(&late)), (true, "no answer within 10s"));
+        let other = OTelSdkError::InternalFailure("no memory".into());
+        assert_eq!((is_passing(&other), &*explain(&other)), (false, "Operation failed: no memory"));
+    }
+}
