@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// How bad it is. OpenTelemetry's numbers are given by the teller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// It is over, or was meant.
     Info,
@@ -123,6 +123,7 @@ const INTRODUCTION: &str = "\
 
 What changed, once, in words: OpenTelemetry log records with an event name, over OTLP, and lines on the console.
 Switched off by `otlp.logs.events: false`; the console has them all the same, those of severity INFO with `-v`.
+Of one kind it gets at most 100 lines a minute, and then the number of those that got none.
 
 - The text is a whole sentence. The attributes are those of the metric that changed, so that a dashboard finds the
   events of a host by the labels that it has already.

@@ -3,6 +3,7 @@
 //! the console.
 
 pub mod catalog;
+mod console;
 mod damping;
 mod own;
 mod rules;
@@ -13,6 +14,7 @@ use crate::span::TraceRef;
 use crate::stats::Stats;
 use crate::target::TargetKind;
 use catalog::{EventDef, Severity};
+use console::Console;
 use damping::{Damping, Verdict};
 use opentelemetry::logs::{AnyValue, LogRecord, Logger, Severity as Number};
 use opentelemetry::{SpanId, TraceFlags, TraceId};
@@ -68,7 +70,7 @@ impl Eq for Event {}
 pub(super) fn teller(readings: Arc<Readings>, stats: Arc<Stats>, logger: Option<SdkLogger>) -> Teller {
     let hearing = readings.listen(rules::is_wanted);
     let (damping, own, firsts) = (Damping::default(), Own::default(), Firsts::default());
-    Teller { readings, hearing, stats, logger, damping, own, firsts }
+    Teller { readings, hearing, stats, logger, console: Console::default(), damping, own, firsts }
 }
 
 /// Tells what happens.
@@ -78,6 +80,7 @@ pub(super) struct Teller {
     stats: Arc<Stats>,
     /// `None`: only the console is told.
     logger: Option<SdkLogger>,
+    console: Console,
     damping: Damping,
     own: Own,
     firsts: Firsts,
@@ -132,17 +135,19 @@ impl Teller {
         if lost > 0 {
             self.count("lost", lost as f64);
         }
+        for ((name, severity), events) in self.console.held_back(now) {
+            let fate = if self.logger.is_some() { "were told over OTLP alone" } else { "got no line" };
+            say(name, severity, &format!("{events} more events of this kind within a minute {fate}"));
+        }
         let own = self.own.look(&self.stats.samples(), lost, now);
         let first = self.firsts.take(now);
         own.iter().chain(&first).for_each(|event| self.tell(event));
     }
 
-    fn tell(&self, event: &Event) {
+    fn tell(&mut self, event: &Event) {
         let Event { def, severity, body, .. } = event;
-        match severity {
-            Severity::Info => tracing::info!(target: TOLD, event = def.name, "{body}"),
-            Severity::Warn => tracing::warn!(target: TOLD, event = def.name, "{body}"),
-            Severity::Error => tracing::error!(target: TOLD, event = def.name, "{body}"),
+        if self.console.takes((def.name, *severity), Instant::now()) {
+            say(def.name, *severity, body);
         }
         self.count("told", 1.0);
         let Some(logger) = &self.logger else { return };
@@ -168,6 +173,15 @@ impl Teller {
 
     fn count(&self, outcome: &'static str, by: f64) {
         self.stats.add(&EVENTS, Attributes::new([("outcome", outcome)]), by);
+    }
+}
+
+/// A line on the console.
+fn say(event: &'static str, severity: Severity, body: &str) {
+    match severity {
+        Severity::Info => tracing::info!(target: TOLD, event, "{body}"),
+        Severity::Warn => tracing::warn!(target: TOLD, event, "{body}"),
+        Severity::Error => tracing::error!(target: TOLD, event, "{body}"),
     }
 }
 
