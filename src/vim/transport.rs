@@ -2,7 +2,7 @@
 //! of sessions but that cookies are kept.
 
 use super::resolver::{AllowedOnly, NotAllowed};
-use super::soap::{Method, SOAP_ACTION};
+use super::soap::{Method, NoResult, SOAP_ACTION};
 use super::tls::{Certificate, Tls, Trust, refusal};
 use crate::config::VcenterConfig;
 use crate::inventory::{Allow, Endpoint, Vcenter};
@@ -59,11 +59,24 @@ pub static BYTES: MetricDef = MetricDef {
 /// What is counted here.
 pub static METRICS: &[&MetricDef] = &[&REQUESTS, &BYTES];
 
-/// What came of a call: the body of an answer, or why there is none.
+/// Reads an answer while it comes.
+pub trait ReadAnswer {
+    /// What it is about.
+    type Output;
+
+    /// More of the body has come: XML, by its content type.
+    fn take(&mut self, more: &[u8]);
+
+    /// The body has come to its end.
+    ///
+    /// # Errors
+    /// When it is a fault, or can't be understood.
+    fn finish(self) -> Result<Self::Output, NoResult>;
+}
+
+/// An answer has come whole.
 #[derive(Debug)]
 pub struct Answer {
-    /// The body: XML, by its content type.
-    pub body: Vec<u8>,
     /// Its span, still open, to be told how reading the body went.
     pub span: Span,
 }
@@ -219,20 +232,21 @@ impl Transport {
     }
 
     /// Makes a call, which ends within the call time-out and before `deadline`. `page` is the number of the
-    /// page, from 1, for the span. The caller reports how reading the answer went by
-    /// [`Transport::conclude`].
+    /// page, from 1, for the span. `take` is given the body of the answer as it comes; the caller reports how
+    /// reading it went by [`Transport::conclude`].
     pub async fn call(
         &self,
         method: Method,
         request: Zeroizing<String>,
         page: Option<u32>,
         deadline: Option<Instant>,
+        take: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<Answer, CallError> {
         let span = self.span(method, page);
         self.count_bytes("sent", request.len());
         // The request is wiped when the connection has done with it.
         let body = Bytes::from_owner(ZeroizedBody(request));
-        let exchange = tracing::Instrument::instrument(self.exchange(&span, body), span.clone());
+        let exchange = tracing::Instrument::instrument(self.exchange(&span, body, take), span.clone());
         let limit = match method {
             Method::Logout => self.call_timeout.min(LOGOUT_TIMEOUT),
             Method::DestroyPropertyCollector | Method::DestroyCollector => DESTROY_TIMEOUT,
@@ -247,7 +261,7 @@ impl Transport {
             Err(CallError { failure, stage: Stage::Answering })
         });
         match result {
-            Ok(body) => Ok(Answer { body, span }),
+            Ok(()) => Ok(Answer { span }),
             Err(CallError { failure, stage }) => {
                 let subject = format_args!("{} of vCenter {}", method.name(), self.line.vcenter);
                 let failure = failure.during(subject);
@@ -286,7 +300,12 @@ impl Transport {
         )
     }
 
-    async fn exchange(&self, span: &Span, body: Bytes) -> Result<Vec<u8>, CallError> {
+    async fn exchange(
+        &self,
+        span: &Span,
+        body: Bytes,
+        take: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> Result<(), CallError> {
         let request = self
             .http
             .post(self.url.clone())
@@ -304,22 +323,23 @@ impl Transport {
         span.record("http.response.status_code", status.as_u16());
         let lost = |failure| CallError { failure, stage: Stage::Answering };
         check_head(status, response.headers().get(CONTENT_TYPE)).map_err(lost)?;
-        let mut body = Vec::new();
+        let mut size = 0;
         loop {
             let more = response.chunk().await.map_err(|error| {
                 let cause = chain(&error.without_url());
                 lost(Failure::new(FailureReason::ConnectionLost, format!("the answer broke off: {cause}")))
             })?;
             let Some(more) = more else { break };
-            if body.len() + more.len() > self.max_body {
+            size += more.len();
+            if size > self.max_body {
                 let line = format!("the answer is larger than {} bytes", self.max_body);
                 return Err(lost(Failure::new(FailureReason::AnswerTooLarge, line)));
             }
-            body.extend_from_slice(&more);
+            take(&more);
         }
-        span.record("http.response.body.size", body.len());
-        self.count_bytes("received", body.len());
-        Ok(body)
+        span.record("http.response.body.size", size);
+        self.count_bytes("received", size);
+        Ok(())
     }
 
     fn tell_tls(&self, tls: &TlsInfo) {
