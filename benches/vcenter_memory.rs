@@ -133,6 +133,8 @@ impl Site {
             self.step(title.as_deref(), || {
                 let polled = runtime.block_on(poller.poll(&Inventory::default()));
                 polled.reports.into_iter().for_each(|report| readings.record(report));
+                // As the export does within a second.
+                drop(readings.take_changes());
                 polled.outcome
             })?;
         }
@@ -173,10 +175,7 @@ impl Site {
 
 /// What each poll asks for.
 fn all_properties() -> &'static [&'static str] {
-    let config = OverallStateConfig {
-        interval: INTERVAL,
-        stale_after: 3 * INTERVAL,
-        report: HostReport::default(),
-    };
+    let config =
+        OverallStateConfig { interval: INTERVAL, stale_after: 3 * INTERVAL, report: HostReport::default() };
     OverallState::new(&config).host_properties()
 }

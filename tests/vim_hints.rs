@@ -15,8 +15,8 @@ use esxi_otel_agent::collectors::overall_state::OverallState;
 use esxi_otel_agent::config::{HostReport, OverallStateConfig};
 use esxi_otel_agent::file_stamp::Digest;
 use esxi_otel_agent::inventory::{Inventory, Vcenter};
-use esxi_otel_agent::poller::poll::PollSetup;
 use esxi_otel_agent::poller::VcenterPolls;
+use esxi_otel_agent::poller::poll::PollSetup;
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::vcenter::{
     HostSpec, Pushes, Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec,

@@ -133,8 +133,7 @@ impl Rounds {
         let (setup, by_setup) = watch::channel(Arc::new(setup));
         let lists = HostLists::new(by_setup.clone(), Arc::clone(&stats), first.clone());
         let vcenters = VcenterPolls::new(by_setup, Arc::clone(&readings), Arc::clone(&stats), first);
-        let poller =
-            Poller { hosts: Arc::new(hosts), vcenters: Arc::new(vcenters), lists: Arc::new(lists) };
+        let poller = Poller { hosts: Arc::new(hosts), vcenters: Arc::new(vcenters), lists: Arc::new(lists) };
         let controls = Controls {
             config: Arc::clone(config),
             inventory,
