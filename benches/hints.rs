@@ -1,7 +1,7 @@
 //! How long it takes from a host that turns red on its vCenter to the Collector that has it: `cargo bench --bench hints`.
 //!
 //! Method. Simulated vCenters, a Collector and the agent, in one process, over TLS and gRPC on loopback. Hosts turn red
-//! at random moments (a Poisson process), one after the other; the time of each is taken from the change in the vCenter
+//! at random moments (a Poisson process), any of all vCenters; the time of each is taken from the change in the vCenter
 //! to the request to the Collector that holds its status 0. The vCenters keep changes of `overallStatus` to themselves,
 //! as real ones do since API 5.0, and fire an `AlarmStatusChangedEvent`: the agent has to listen for events.
 //!
@@ -17,6 +17,7 @@ mod estate;
 
 use estate::{Estate, RunningAgent};
 use esxi_otel_agent::simulator::vcenter::{Status, VcenterHandle};
+use rand::seq::SliceRandom as _;
 use std::collections::HashMap;
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -123,20 +124,19 @@ async fn tell(story: &Story) -> Result<Vec<Duration>> {
     if story.hints {
         until_listening(&agent, story.vcenters).await?;
     }
-    // One of each vCenter after the other.
-    let each = |vcenter: &VcenterHandle| vcenter.hosts();
-    let names: Vec<Vec<String>> = estate.vcenters.iter().map(each).collect();
-    let order = (0..story.hosts).flat_map(|host| (0..story.vcenters).map(move |vcenter| (vcenter, host)));
+    let of_vcenter = |vcenter| {
+        let hosts = VcenterHandle::hosts(vcenter).into_iter();
+        hosts.map(move |host| (vcenter, host))
+    };
+    let mut order: Vec<(&VcenterHandle, String)> = estate.vcenters.iter().flat_map(of_vcenter).collect();
+    order.shuffle(&mut rand::rng());
     let (turned, turning) = std::sync::mpsc::channel();
     let turn = async {
-        for (vcenter, host) in order.take(story.reds) {
+        for (vcenter, host) in order.into_iter().take(story.reds) {
             let chance: f64 = rand::random();
             tokio::time::sleep(story.gap.mul_f64(-(1.0 - chance).ln())).await;
-            let Some(name) = names.get(vcenter).and_then(|names| names.get(host)) else { continue };
-            turned.send((name.clone(), Instant::now()))?;
-            if let Some(vcenter) = estate.vcenters.get(vcenter) {
-                vcenter.set_status(name, &Status::Red);
-            }
+            turned.send((host.clone(), Instant::now()))?;
+            vcenter.set_status(&host, &Status::Red);
         }
         Ok::<_, Box<dyn Error>>(())
     };

@@ -11,12 +11,8 @@
 mod harness;
 mod vim_support;
 
-use esxi_otel_agent::collectors::overall_state::OverallState;
-use esxi_otel_agent::config::{HostReport, OverallStateConfig};
-use esxi_otel_agent::file_stamp::Digest;
 use esxi_otel_agent::inventory::{Inventory, Vcenter};
 use esxi_otel_agent::poller::VcenterPolls;
-use esxi_otel_agent::poller::poll::PollSetup;
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::vcenter::{
     HostSpec, Pushes, Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec,
@@ -312,17 +308,7 @@ async fn a_vcenter_that_changes_its_site_or_leaves_the_inventory_keeps_no_sessio
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(2)).await.unwrap();
     let setup = vim_support::Setup::of(&sim);
     let (readings, stats) = (Readings::new(), Arc::clone(&setup.stats));
-    let interval = Duration::from_secs(3600);
-    let settings = OverallStateConfig { interval, stale_after: interval, report: HostReport::default() };
-    let poll = PollSetup {
-        interval,
-        config: setup.config.clone(),
-        trusted: Digest::default(),
-        collectors: vec![Arc::new(OverallState::new(&settings))],
-        access: setup.access(),
-        discovery: None,
-    };
-    let (_setup, poll) = watch::channel(Arc::new(poll));
+    let (_setup, poll) = watch::channel(Arc::new(setup.polls(Duration::from_secs(3600))));
     let (first, _) = watch::channel(false);
     let polls = VcenterPolls::new(poll, Arc::clone(&readings), Arc::clone(&stats), first);
     let of_site = |site: &str| {

@@ -10,7 +10,7 @@ use super::call::{Whole, conclude, explain, faulted};
 use super::model::{Interner, ManagedObject, Reference};
 use super::page::PageReader;
 use super::property::{self, Paging, Query};
-use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent, UserSession};
+use super::soap::{self, FaultKind, Method, NoResult, ServiceContent, UserSession};
 use super::tls::{Certificate, Trust};
 use super::transport::{LOGOUT_TIMEOUT, ReadAnswer, Stage, Transport};
 use crate::accounts::guard::Guard;
@@ -112,9 +112,14 @@ impl VimClient {
     /// Takes down the steps `connect`, `login`, `read` and `logout`, with what is learned on the way.
     #[must_use]
     pub fn telling(mut self, steps: Steps) -> Self {
+        self.tell(steps);
+        self
+    }
+
+    /// The same from now on.
+    pub fn tell(&mut self, steps: Steps) {
         self.transport.set_steps(steps.clone());
         self.steps = steps;
-        self
     }
 
     /// Another limit of one answer's bytes than [`super::transport::MAX_BODY`].
@@ -289,14 +294,10 @@ impl VimClient {
             let page = self.ask_reading(method, request, Some(number), reader).await?;
             // vcsim answers without a session like this; a vCenter with a fault.
             let unauthenticated = |object: &ManagedObject| {
-                object.missing.iter().any(|(_, fault)| *fault == FaultKind::NotAuthenticated)
+                object.missing.iter().any(|(_, fault)| fault.kind == FaultKind::NotAuthenticated)
             };
             if page.objects.iter().any(unauthenticated) {
-                return Err(faulted(
-                    &self.transport,
-                    method,
-                    Fault { kind: FaultKind::NotAuthenticated, subject: None, object: None },
-                ));
+                return Err(faulted(&self.transport, method, FaultKind::NotAuthenticated.into()));
             }
             if number == 1 {
                 self.steps.fact("page_size", page.objects.len().to_string());

@@ -5,7 +5,7 @@
 
 use super::model::{Interner, Item, ManagedObject, Reference, Value};
 use super::page::Progress;
-use super::soap::{self, FaultKind, Method, NoResult, ServiceContent};
+use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
 use super::xml::{Cursor, Element, Inside, Unreadable};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -217,7 +217,7 @@ fn read_object(cursor: &mut Cursor<'_>, strings: &mut Interner) -> Result<Option
             }
             properties.extend(path.map(|path| (path, value)));
         } else if part.is_vim("missingSet") {
-            let (mut path, mut fault) = (None, FaultKind::Other("".into()));
+            let (mut path, mut fault) = (None, Fault::from(FaultKind::Other("".into())));
             while let Some(part) = cursor.child()? {
                 if part.is_vim("path") {
                     path = Some(strings.get(&cursor.text()?));
@@ -238,15 +238,18 @@ fn read_object(cursor: &mut Cursor<'_>, strings: &mut Interner) -> Result<Option
 }
 
 /// Reads a LocalizedMethodFault, of which `fault` is the fault itself.
-fn read_missing_fault(cursor: &mut Cursor<'_>) -> Result<FaultKind, Unreadable> {
-    let mut kind = FaultKind::Other("".into());
+fn read_missing_fault(cursor: &mut Cursor<'_>) -> Result<Fault, Unreadable> {
+    let mut fault = Fault::from(FaultKind::Other("".into()));
     while let Some(part) = cursor.child()? {
         if part.is_vim("fault") {
-            kind = FaultKind::from_name(part.xsi_type.as_deref().unwrap_or_default());
+            let kind = FaultKind::from_name(part.xsi_type.as_deref().unwrap_or_default());
+            let (subject, object) = soap::read_subject(cursor)?;
+            fault = Fault { kind, subject, object };
+        } else {
+            cursor.skip()?;
         }
-        cursor.skip()?;
     }
-    Ok(kind)
+    Ok(fault)
 }
 
 fn read_reference(

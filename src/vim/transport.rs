@@ -1,9 +1,12 @@
 //! One SOAP call over HTTPS: limits, classification of what can go wrong, span and counters. Knows nothing
 //! of sessions but that cookies are kept.
 
-use super::resolver::{AllowedOnly, NotAllowed};
+mod cookies;
+mod trouble;
+
+use super::resolver::AllowedOnly;
 use super::soap::{Method, NoResult, SOAP_ACTION};
-use super::tls::{Certificate, Tls, Trust, refusal};
+use super::tls::{Certificate, Tls, Trust};
 use crate::config::VcenterConfig;
 use crate::inventory::{Allow, Endpoint, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
@@ -11,15 +14,16 @@ use crate::outcome::{Failure, FailureReason, chain};
 use crate::stats::Stats;
 use crate::steps::Steps;
 use bytes::Bytes;
-use reqwest::StatusCode;
-use reqwest::cookie::{CookieStore, Jar};
+use cookies::Cookies;
+use reqwest::cookie::CookieStore as _;
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::tls::{TlsInfo, Version};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
+use trouble::{causes, check_head, classify, is_about_the_certificate};
 use zeroize::Zeroizing;
 
 /// Most bytes of one answer, unpacked. 10,000 hosts in one page are some 20 MB.
@@ -389,46 +393,6 @@ impl AsRef<[u8]> for ZeroizedBody {
     }
 }
 
-/// A cookie jar that can be emptied. A real jar, since proxies before a vCenter add cookies of their own;
-/// the quotes around a vCenter's session cookie are part of its value.
-#[derive(Debug)]
-enum Cookies {
-    Jar(RwLock<Jar>),
-    /// What a jar held at some time.
-    Fixed(Option<HeaderValue>),
-}
-
-impl Default for Cookies {
-    fn default() -> Self {
-        Self::Jar(RwLock::default())
-    }
-}
-
-impl Cookies {
-    fn clear(&self) {
-        if let Self::Jar(jar) = self {
-            *jar.write().unwrap_or_else(PoisonError::into_inner) = Jar::default();
-        }
-    }
-}
-
-impl CookieStore for Cookies {
-    fn set_cookies(&self, headers: &mut dyn Iterator<Item = &HeaderValue>, url: &url::Url) {
-        if let Self::Jar(jar) = self {
-            jar.read().unwrap_or_else(PoisonError::into_inner).set_cookies(headers, url);
-        }
-    }
-
-    fn cookies(&self, url: &url::Url) -> Option<HeaderValue> {
-        let mut cookies = match self {
-            Self::Jar(jar) => jar.read().unwrap_or_else(PoisonError::into_inner).cookies(url)?,
-            Self::Fixed(cookies) => cookies.clone()?,
-        };
-        cookies.set_sensitive(true);
-        Some(cookies)
-    }
-}
-
 fn url_of(endpoint: &Endpoint) -> Result<url::Url, Failure> {
     let host = match endpoint.host.parse::<IpAddr>() {
         Ok(IpAddr::V6(v6)) => format!("[{v6}]"),
@@ -438,88 +402,4 @@ fn url_of(endpoint: &Endpoint) -> Result<url::Url, Failure> {
     url::Url::parse(&format!("https://{host}:{port}/sdk")).map_err(|error| {
         Failure::new(FailureReason::Dns, format!("`{}` is no address: {error}", endpoint.host))
     })
-}
-
-/// Whether status and content type are those of a SOAP answer. A fault comes with status 500.
-fn check_head(status: StatusCode, content_type: Option<&HeaderValue>) -> Result<(), Failure> {
-    match status.as_u16() {
-        200 | 500 => {}
-        502..=504 => {
-            let line = format!("HTTP {status}: the vCenter is down or starting");
-            return Err(Failure::new(FailureReason::VcenterUnavailable, line));
-        }
-        300..=399 => {
-            let line = format!("HTTP {status}: a redirect, which is not followed: is this a vCenter?");
-            return Err(Failure::new(FailureReason::ProtocolError, line));
-        }
-        _ => {
-            let line = format!("HTTP {status}: is this a vCenter?");
-            return Err(Failure::new(FailureReason::ProtocolError, line));
-        }
-    }
-    let kind = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind: String = kind.split(';').next().unwrap_or_default().trim().chars().take(40).collect();
-    let kind = kind.to_ascii_lowercase();
-    match kind.as_str() {
-        "" | "text/xml" | "application/xml" | "application/soap+xml" => Ok(()),
-        other => {
-            let line = format!("HTTP {status} with content type {other:?} instead of text/xml");
-            Err(Failure::new(FailureReason::AnswerUnreadable, line))
-        }
-    }
-}
-
-/// The reason for a request that got no response.
-fn classify(error: &reqwest::Error) -> Failure {
-    if causes(error).any(|cause| cause.is::<NotAllowed>()) {
-        return Failure::new(FailureReason::AddressNotAllowed, chain(error));
-    }
-    if let Some(line) = causes(error).find_map(|cause| refusal(cause.downcast_ref()?)) {
-        return Failure::new(FailureReason::Tls, line);
-    }
-    let reason = if error.is_timeout() {
-        FailureReason::ConnectTimeout
-    } else if error.is_dns() {
-        FailureReason::Dns
-    } else {
-        causes(error).find_map(by_cause).unwrap_or(if error.is_connect() {
-            FailureReason::Unreachable
-        } else {
-            FailureReason::ConnectionLost
-        })
-    };
-    Failure::new(reason, chain(error))
-}
-
-fn causes<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| {
-        // An I/O error that wraps another one has no source of its own, but that of what it wraps.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        match wrapped {
-            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
-            None => error.source(),
-        }
-    })
-}
-
-fn is_about_the_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.downcast_ref().is_some_and(|error| refusal(error).is_some())
-}
-
-fn by_cause(error: &(dyn std::error::Error + 'static)) -> Option<FailureReason> {
-    use std::io::ErrorKind;
-    if error.is::<rustls::Error>() {
-        return Some(FailureReason::Tls);
-    }
-    match error.downcast_ref::<std::io::Error>()?.kind() {
-        ErrorKind::ConnectionRefused => Some(FailureReason::ConnectRefused),
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Some(FailureReason::Unreachable),
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
-            Some(FailureReason::ConnectionLost)
-        }
-        ErrorKind::TimedOut => Some(FailureReason::ConnectTimeout),
-        _ => None,
-    }
 }
