@@ -142,7 +142,7 @@ impl VcenterPolls {
             let interval = setup.borrow().interval;
             let hurried = async {
                 wishes.some().await;
-                sleep_until(may_hurry).await;
+                sleep_until(may_hurry.max(Instant::now() + hints::GATHER)).await;
             };
             let is_hurried = tokio::select! {
                 biased;
