@@ -80,7 +80,9 @@ async fn how_many_sessions_a_host_allows_is_found_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vcenter_is_told_with_certificate_privileges_hints_and_clock() {
     let estate = Estate::with_vcenters(2, 2, |vcenter, spec| {
-        if vcenter == 1 {
+        if vcenter == 0 {
+            spec.unknown_properties = vec!["runtime.inQuarantineMode".to_owned()];
+        } else {
             spec.privileges = vec!["System.View".to_owned()];
             spec.clock_ahead = jiff::SignedDuration::from_secs(-300);
         }
@@ -88,6 +90,9 @@ async fn a_vcenter_is_told_with_certificate_privileges_hints_and_clock() {
     .await;
     estate.vcenters[1].fail_next_call("CreateCollectorForEvents", VcenterFault::NoPermission);
     estate.vcenters[1].deny(&estate.host(1), "overallStatus");
+    estate.vcenters[1].deny(&estate.host(1), "summary.rebootRequired");
+    estate.vcenters[1].deny(&estate.host(0), "config.virtualNicManagerInfo.netConfig");
+    let ids = [0, 1].map(|host| estate.vcenters[1].id(&estate.host(host)));
     let pinned = estate.vcenters[0].thumbprint().to_string();
     let address = estate.vcenters[0].address();
     let pin = format!("vcenter: {{thumbprints: {{'{address}': '{pinned}'}}, ");
@@ -117,7 +122,17 @@ async fn a_vcenter_is_told_with_certificate_privileges_hints_and_clock() {
         (facts(1)["tls_trust"].clone(), facts(1)["privileges_missing"].clone()),
         (json!("ca_file"), json!("System.Read"))
     );
-    assert_eq!(facts(1)["not_readable"], json!("overallStatus (NoPermission)"));
+    let [denied, other] =
+        [1, 0].map(|host| format!("fault NoPermission (System.Read on HostSystem:{})", ids[host]));
+    assert_eq!(facts(1)["hosts_not_readable"], json!(2));
+    assert_eq!(
+        facts(1)["not_readable"],
+        json!(format!(
+            "config.virtualNicManagerInfo.netConfig of 1: {other}, overallStatus of 1: {denied}, \
+             summary.rebootRequired of 1: {denied}"
+        ))
+    );
+    assert_eq!(facts(0)["unknown_properties"], json!("runtime.inQuarantineMode"));
     assert!((-310.0..-290.0).contains(&facts(1)["clock_ahead_seconds"].as_f64().unwrap()));
     for vcenter in &estate.vcenters {
         assert_eq!((vcenter.logins(), vcenter.open_sessions(), vcenter.collectors()), (1, 0, 0));
@@ -129,7 +144,8 @@ async fn a_vcenter_is_told_with_certificate_privileges_hints_and_clock() {
     for said in [
         "the account lacks System.Read at the root",
         "no events: CreateCollectorForEvents of vCenter",
-        "1 hosts, overallStatus (NoPermission)",
+        "2 hosts, config.virtualNicManagerInfo.netConfig of 1: fault NoPermission (System.Read on HostSystem:",
+        "its version has no runtime.inQuarantineMode",
         "its clock is 300 s behind ours",
     ] {
         assert!(text.contains(said), "{said}: {text}");

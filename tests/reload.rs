@@ -5,6 +5,7 @@ mod harness;
 
 use esxi_otel_agent::simulator::faults::ServiceState;
 use esxi_otel_agent::simulator::sink::{Fault, Seen, Sink, SinkOptions};
+use esxi_otel_agent::simulator::vcenter::Authority;
 use harness::estate::{Estate, RunningAgent};
 use harness::{LIMIT, until};
 
@@ -246,5 +247,48 @@ async fn what_can_not_change_is_said_and_the_rest_is_taken_over() {
     estate.arrives(SERVICE, &[("service", "nsx-proxy")], 1.0).await;
     assert!(!estate.folder.path().join("elsewhere").exists());
     assert_eq!(estate.fleet.logins(0), 1, "the known hosts are those of before");
+    agent.stop().await;
+}
+
+/// A vCenter whose certificate nobody vouches for who is trusted yet, and the PEM of who does.
+async fn distrusted(ca_file: &str) -> (Estate, RunningAgent, String) {
+    let estate = Estate::new(1, 1).await;
+    let authority = std::fs::read_to_string(estate.folder.path().join("ca.pem")).unwrap();
+    let other = Authority::new("another one").unwrap().pem();
+    std::fs::create_dir(estate.folder.path().join("roots")).unwrap();
+    std::fs::write(estate.folder.path().join("ca.pem"), &other).unwrap();
+    std::fs::write(estate.folder.path().join("roots/other.pem"), &other).unwrap();
+    let ca_file = estate.folder.path().join(ca_file).display().to_string();
+    let agent = estate.agent(&[("vcenter.ca_file", &ca_file)]).await;
+    estate.arrives("esxi.vcenter.failure", &[("reason", "tls")], 1.0).await;
+    (estate, agent, authority)
+}
+
+/// The next poll is an hour away: it is asked for until it is done by the new rules.
+async fn is_believed(estate: &Estate, agent: &RunningAgent) {
+    let applied = || (reloads(agent, "applied") >= 1.0).then_some(());
+    until("the change", applied).await;
+    agent.handle.now.everybody();
+    estate.arrives("esxi.vcenter.up", &[], 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_written_into_vcenter_ca_file_counts_without_a_signal() {
+    let (estate, agent, authority) = distrusted("ca.pem").await;
+    std::fs::write(estate.folder.path().join("ca.pem"), authority).unwrap();
+    is_believed(&estate, &agent).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_comes_into_a_folder_of_roots_counts_and_so_does_one_that_is_overwritten() {
+    let (estate, agent, authority) = distrusted("roots").await;
+    let file = |name: &str| estate.folder.path().join("roots").join(name);
+    std::fs::write(file("new.pem"), &authority).unwrap();
+    is_believed(&estate, &agent).await;
+    std::fs::write(file("new.pem"), Authority::new("a third one").unwrap().pem()).unwrap();
+    until("the second change", || (reloads(&agent, "applied") == 2.0).then_some(())).await;
+    agent.handle.now.everybody();
+    estate.arrives("esxi.vcenter.up", &[], 0.0).await;
     agent.stop().await;
 }

@@ -11,12 +11,8 @@
 mod harness;
 mod vim_support;
 
-use esxi_otel_agent::collectors::overall_state::OverallState;
-use esxi_otel_agent::config::{HostReport, OverallStateConfig};
-use esxi_otel_agent::file_stamp::Digest;
 use esxi_otel_agent::inventory::{Inventory, Vcenter};
-use esxi_otel_agent::poller::poll::PollSetup;
-use esxi_otel_agent::poller::{Now, Pace, Poller, VcenterPolls};
+use esxi_otel_agent::poller::VcenterPolls;
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::vcenter::{
     HostSpec, Pushes, Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec,
@@ -26,7 +22,7 @@ use harness::estate::{Estate, RunningAgent};
 use harness::{until, until_equal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 const HOURLY: (&str, &str) = ("collectors.overall_state_collector.interval", "1h");
@@ -312,28 +308,16 @@ async fn a_vcenter_that_changes_its_site_or_leaves_the_inventory_keeps_no_sessio
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(2)).await.unwrap();
     let setup = vim_support::Setup::of(&sim);
     let (readings, stats) = (Readings::new(), Arc::clone(&setup.stats));
-    let interval = Duration::from_secs(3600);
-    let settings = OverallStateConfig { interval, stale_after: interval, report: HostReport::default() };
-    let poll = PollSetup {
-        interval,
-        config: setup.config.clone(),
-        trusted: Digest::default(),
-        collectors: vec![Arc::new(OverallState::new(&settings))],
-        access: setup.access(),
-        discovery: None,
-    };
-    let (_setup, poll) = watch::channel(Arc::new(poll));
+    let (_setup, poll) = watch::channel(Arc::new(setup.polls(Duration::from_secs(3600))));
     let (first, _) = watch::channel(false);
     let polls = VcenterPolls::new(poll, Arc::clone(&readings), Arc::clone(&stats), first);
-    let poller = Poller { hosts: None, vcenters: Some(Arc::new(polls)), lists: None };
     let of_site = |site: &str| {
         let vcenter = Vcenter { site: site.into(), ..setup.vcenter.clone() };
         Arc::new(Inventory::new(Vec::new(), vec![vcenter]))
     };
     let (inventory, present) = watch::channel(of_site("eu-1"));
-    let (_pace, pace) = watch::channel(Pace { interval, max_in_flight: 1 });
-    let (now, cancel) = (Now::default(), CancellationToken::new());
-    let running = poller.run(present, pace, &now, Arc::clone(&stats), cancel.clone());
+    let cancel = CancellationToken::new();
+    let running = Arc::new(polls).run(present, Arc::new(Notify::new()), cancel.clone());
     let story = async {
         for (round, site) in ["eu-1", "eu-2", "eu-3"].into_iter().enumerate() {
             inventory.send_replace(of_site(site));

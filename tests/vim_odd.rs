@@ -7,14 +7,16 @@ mod vim_support;
 use esxi_otel_agent::collectors::VcenterCollector;
 use esxi_otel_agent::collectors::overall_state::OverallState;
 use esxi_otel_agent::config::{HostReport, OverallStateConfig};
-use esxi_otel_agent::inventory::Inventory;
+use esxi_otel_agent::inventory::{Host, Inventory};
 use esxi_otel_agent::outcome::FailureReason;
 use esxi_otel_agent::poller::poll::VcenterPoller;
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::vcenter::{Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::instrument::WithSubscriber;
 use vim_support::Setup;
+use vim_support::watch::Watch;
 
 fn poller(setup: &Setup) -> VcenterPoller {
     let (interval, stale_after) = (Duration::from_secs(30), Duration::from_secs(90));
@@ -211,4 +213,59 @@ async fn huge_and_hostile_names_stay_what_they_are_and_harm_no_neighbour() {
     assert!(names.contains(&format!("{hostile} - 2")), "{names:?}");
     assert!(names.contains(&format!("{} - 2", "y".repeat(256))));
     poller.logout().await;
+}
+
+/// The attribute `address` of each host's series, sorted.
+fn addresses(readings: &Readings) -> Vec<String> {
+    let snapshot = readings.snapshot();
+    let own = snapshot.samples().filter(|sample| sample.def.name == "esxi.host.info");
+    let line = |sample: &esxi_otel_agent::metric::Sample| {
+        let get = |key| sample.attributes.get(key).unwrap_or("-").to_owned();
+        format!("{} {}", get("hostsystem"), get("address"))
+    };
+    let mut lines: Vec<String> = own.map(line).collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn an_address_that_several_hosts_could_have_is_nobodys_which_is_said_when_it_changes() {
+    let spec = ["esx1.a.org", "esx1.b.org", "esx2.a.org", "esx2.b.org", "esx3.c.org"]
+        .into_iter()
+        .fold(VcenterSpec::new("vc1"), |spec, host| spec.host("DC", "c", host));
+    let sim = VcenterSim::start(spec).await.unwrap();
+    let (setup, readings, watch) = (Setup::of(&sim), Readings::new(), Watch::default());
+    let host = |address: &str| Host {
+        address: address.into(),
+        endpoint: address.parse().unwrap(),
+        site: "eu-1a".into(),
+        labels: Default::default(),
+    };
+    let hosts = ["esx1", "esx2.a.org", "esx3.d.org", "esx3.e.org"].map(host);
+    let inventory = Inventory::new(hosts.into(), Vec::new());
+    let said = || watch.lines_with("without the attribute address");
+    let story = async {
+        let mut poller = poller(&setup);
+        for _ in 0..2 {
+            let polled = poller.poll(&inventory).await;
+            polled.reports.into_iter().for_each(|report| readings.record(report));
+        }
+        assert_eq!(
+            addresses(&readings),
+            ["esx1.a.org -", "esx1.b.org -", "esx2.a.org esx2.a.org", "esx2.b.org -", "esx3.c.org -"],
+            "of those that are like it in their first label the one of that very name has it"
+        );
+        assert_eq!(said().len(), 1, "{:?}", said());
+        let names =
+            r#""esx1" may be "esx1.a.org" or "esx1.b.org"; several of the inventory may be "esx3.c.org""#;
+        assert!(said()[0].contains(names), "{:?}", said());
+
+        sim.rename("esx1.b.org", "esx4.b.org");
+        let polled = poller.poll(&inventory).await;
+        polled.reports.into_iter().for_each(|report| readings.record(report));
+        assert_eq!(addresses(&readings)[0], "esx1.a.org esx1");
+        assert!(said().len() == 2 && !said()[1].contains("esx1"), "{:?}", said());
+        poller.logout().await;
+    };
+    story.with_subscriber(watch.subscriber()).await;
 }

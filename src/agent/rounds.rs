@@ -4,7 +4,7 @@ use super::StartError;
 use crate::accounts::Accounts;
 use crate::accounts::guard::Guard;
 use crate::collectors;
-use crate::config::Config;
+use crate::config::{Config, root_files};
 use crate::file_stamp::Digest;
 use crate::inventory::{Discovery, Inventory, InventoryWatch};
 use crate::open_files;
@@ -16,7 +16,7 @@ use crate::span::PastSpans;
 use crate::ssh::{Connector, HostKeys};
 use crate::stats::Stats;
 use crate::vim::client::Access;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -134,11 +134,7 @@ impl Rounds {
         let (setup, by_setup) = watch::channel(Arc::new(setup));
         let lists = HostLists::new(by_setup.clone(), Arc::clone(&stats), first.clone());
         let vcenters = VcenterPolls::new(by_setup, Arc::clone(&readings), Arc::clone(&stats), first);
-        let poller = Poller {
-            hosts: Some(Arc::new(hosts)),
-            vcenters: Some(Arc::new(vcenters)),
-            lists: Some(Arc::new(lists)),
-        };
+        let poller = Poller { hosts: Arc::new(hosts), vcenters: Arc::new(vcenters), lists: Arc::new(lists) };
         let controls = Controls {
             config: Arc::clone(config),
             inventory,
@@ -349,6 +345,9 @@ pub fn lists_alone(config: &Config, access: Access, discovery: Discovery) -> Pol
 
 async fn trusted(config: &Config) -> Digest {
     let ca_file = config.vcenter.ca_file.clone();
-    let read = move || Digest::of(ca_file.as_deref().map(Path::new));
+    let read = move || {
+        let files = ca_file.map(|path| root_files(&path).unwrap_or_default()).unwrap_or_default();
+        Digest::of(files.iter().map(PathBuf::as_path))
+    };
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }

@@ -5,6 +5,7 @@
 //! and slow to change.
 
 mod details;
+mod join;
 mod reader;
 mod series;
 mod why;

@@ -20,7 +20,7 @@ pub mod watch;
 
 pub use load::{Loaded, Overrides, Sources};
 pub use report::{ConfigError, Origin, Problem, SettingOrigin};
-pub use vcenter::{Thumbprint, VcenterConfig, read_roots};
+pub use vcenter::{Thumbprint, VcenterConfig, read_roots, root_files};
 // Those rooms are configured by types of their own, since this one knows them already.
 pub use crate::accounts::{AccountsConfig, LockoutConfig};
 pub use crate::inventory::{InventoryConfig, StaticTarget};

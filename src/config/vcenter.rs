@@ -114,22 +114,28 @@ impl FromStr for Thumbprint {
 /// When nothing can be read, a certificate is damaged, or there is none.
 pub fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-    let files = if path.is_dir() {
-        let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-        let mut files: Vec<PathBuf> = entries.map_err(unreadable)?.iter().map(|entry| entry.path()).collect();
-        files.retain(|file| file.is_file());
-        files.sort();
-        files
-    } else {
-        vec![path.to_owned()]
-    };
     let mut roots = Vec::new();
-    for file in files {
+    for file in root_files(path).map_err(unreadable)? {
         let text = std::fs::read(&file).map_err(unreadable)?;
         let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
         roots.extend(certificates.map_err(|error| format!("holds no certificate in PEM form: {error}"))?);
     }
     if roots.is_empty() { Err("holds no certificate in PEM form".to_owned()) } else { Ok(roots) }
+}
+
+/// The files of [`read_roots`], sorted: those of a folder, not of the folders in it, or this one.
+///
+/// # Errors
+/// When a folder can't be read.
+pub fn root_files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path)?.collect::<std::io::Result<Vec<_>>>()?;
+    let mut files: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
+    files.retain(|file| file.is_file());
+    files.sort();
+    Ok(files)
 }
 
 pub(super) fn vcenter(root: &mut Section<'_>) -> VcenterConfig {

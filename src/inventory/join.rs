@@ -26,8 +26,9 @@ pub(super) struct Alias {
     pub(super) address: Arc<str>,
 }
 
+/// Who is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Match {
+pub(super) enum Match {
     One(usize),
     Ambiguous,
 }
@@ -55,7 +56,8 @@ impl Index {
         index
     }
 
-    pub(super) fn find(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<usize> {
+    /// `None`: nobody.
+    pub(super) fn find(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<Match> {
         let name = canonical(name);
         let by_alias = || self.by_alias_and_site.get(&(name.clone(), Arc::from(site)));
         let by_label = || {
@@ -63,10 +65,7 @@ impl Index {
             self.by_label_and_site.get(&key)
         };
         let by_address = || self.by_name.get(&canonical(management_address?));
-        match self.by_name.get(&name).or_else(by_alias).or_else(by_label).or_else(by_address)? {
-            Match::One(at) => Some(*at),
-            Match::Ambiguous => None,
-        }
+        self.by_name.get(&name).or_else(by_alias).or_else(by_label).or_else(by_address).copied()
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::atlas::Skipped;
 use super::discovered::HostList;
-use super::join::{Alias, Index};
+use super::join::{Alias, Index, Match};
 use super::origin::Origin;
 use super::{Host, Inventory, Shard, Vcenter};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -69,8 +69,8 @@ fn discover(
         let management = found.management_address.map(|address| address.to_string());
         let (site, name) = (Arc::clone(&host.site), Arc::clone(&found.name));
         let at = match listed.find(&found.name, &host.site, management.as_deref()) {
-            Some(at) => hosts.join(at, host, &origin, conflicts),
-            None => hosts.add(host, &origin, conflicts),
+            Some(Match::One(at)) => hosts.join(at, host, &origin, conflicts),
+            Some(Match::Ambiguous) | None => hosts.add(host, &origin, conflicts),
         };
         aliases.extend(hosts.address(at).map(|address| Alias { name, site, address }));
     }

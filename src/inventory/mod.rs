@@ -32,6 +32,7 @@ pub use shard::Shard;
 pub use watched::{InventoryError, InventoryWatch};
 
 use crate::target::TargetId;
+use join::Match;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,13 +173,36 @@ impl Inventory {
     ///
     /// `None`: nobody, or more than one.
     pub fn match_host(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<&Arc<Host>> {
-        self.all_hosts.get(self.join.find(name, site, management_address)?)
+        match self.join_host(name, site, management_address) {
+            Joined::One(host) => Some(host),
+            Joined::Nobody | Joined::Several => None,
+        }
+    }
+
+    /// The same, for whoever has to know whether it is nobody or more than one.
+    pub fn join_host(&self, name: &str, site: &str, management_address: Option<&str>) -> Joined<'_> {
+        match self.join.find(name, site, management_address) {
+            Some(Match::One(at)) => self.all_hosts.get(at).map_or(Joined::Nobody, Joined::One),
+            Some(Match::Ambiguous) => Joined::Several,
+            None => Joined::Nobody,
+        }
     }
 
     /// Whether the address of some host is an IP address: only then can a `management_address` match.
     pub fn has_ip_addresses(&self) -> bool {
         self.join.has_ip_addresses
     }
+}
+
+/// Whom a vCenter means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined<'a> {
+    /// This host.
+    One(&'a Arc<Host>),
+    /// Nobody that is known.
+    Nobody,
+    /// More than one could be meant.
+    Several,
 }
 
 fn sorted<T>(mut targets: Vec<T>, address: impl Fn(&T) -> &Arc<str>) -> Vec<Arc<T>> {

@@ -18,6 +18,9 @@ use tracing::{debug, info};
 /// Least time between the beginnings of two hurried reads of one vCenter: what comes meanwhile is read
 /// together.
 const PACE: Duration = Duration::from_secs(1);
+/// How long the first hint waits for others: what happens to many hosts at once is told in several answers, and those
+/// that come too late for a read wait for the next one.
+pub(super) const GATHER: Duration = Duration::from_millis(100);
 /// A vCenter has this many times as long to itself as the last hurried read took: in a storm a large one is
 /// not kept busy with us.
 const REST: u32 = 4;

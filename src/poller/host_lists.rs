@@ -5,20 +5,19 @@
 //! nobody, is logged in to for the list alone and logged out of again, at the inventory's slow pace.
 
 use super::count;
+use super::each::{Signals, keep_one_each};
 use super::poll::{PollSetup, VcenterPoller};
 use crate::inventory::{Connection, DiscoveredAddress, Discovery, FoundHost, Inventory, Vcenter};
 use crate::outcome::Failure;
 use crate::stats::Stats;
-use crate::target::{TargetId, TargetKind};
+use crate::target::TargetKind;
 use crate::vim::management::{self, NET_CONFIG};
 use crate::vim::model::{ManagedObject, Reference, entity_name};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::instrument::WithSubscriber;
 
 /// What tells a host of a list.
 const PROPERTIES: &[&str] = &["name", "parent", "runtime.connectionState", "runtime.inMaintenanceMode"];
@@ -176,43 +175,17 @@ impl HostLists {
     /// Reads the lists that no poll brings, until cancelled. Whoever notifies `now` has them read at once.
     pub(super) async fn run(
         self: Arc<Self>,
-        mut inventory: watch::Receiver<Arc<Inventory>>,
+        inventory: watch::Receiver<Arc<Inventory>>,
         now: Arc<Notify>,
         cancel: CancellationToken,
     ) {
-        let mut tasks = JoinSet::new();
-        let mut known: HashMap<TargetId, (Arc<Vcenter>, CancellationToken, Arc<Notify>)> = HashMap::new();
-        let mut setup = self.setup.clone();
-        loop {
-            setup.mark_unchanged();
-            let present = Arc::clone(&inventory.borrow_and_update());
-            let wanted: HashMap<TargetId, &Arc<Vcenter>> =
-                self.unpolled(&present).map(|vcenter| (vcenter.id(), vcenter)).collect();
-            known.retain(|id, (vcenter, stop, _)| {
-                let stays = wanted.get(id).is_some_and(|wanted| *wanted == vcenter);
-                if !stays {
-                    stop.cancel();
-                }
-                stays
-            });
-            for (id, vcenter) in wanted {
-                known.entry(id).or_insert_with(|| {
-                    let (stop, now) = (cancel.child_token(), Arc::new(Notify::new()));
-                    let reading =
-                        Arc::clone(&self).keep_reading(Arc::clone(vcenter), Arc::clone(&now), stop.clone());
-                    tasks.spawn(reading.with_current_subscriber());
-                    (Arc::clone(vcenter), stop, now)
-                });
-            }
-            tokio::select! {
-                () = cancel.cancelled() => break,
-                changed = inventory.changed() => if changed.is_err() { cancel.cancelled().await },
-                Ok(()) = setup.changed() => {}
-                () = now.notified() => known.values().for_each(|(_, _, now)| now.notify_one()),
-                Some(_) = tasks.join_next() => {}
-            }
-        }
-        while tasks.join_next().await.is_some() {}
+        let signals = Signals { inventory, setup: self.setup.clone(), now, cancel };
+        keep_one_each(
+            signals,
+            |present| self.unpolled(present).cloned().collect(),
+            |vcenter, now, stop| Arc::clone(&self).keep_reading(vcenter, now, stop),
+        )
+        .await;
     }
 
     async fn read_each(&self, vcenters: impl Iterator<Item = &Arc<Vcenter>>) {

@@ -6,6 +6,7 @@
 
 mod callers;
 mod details;
+mod each;
 mod hints;
 mod host_lists;
 mod hosts;
@@ -50,12 +51,12 @@ pub static METRICS: &[&MetricDef] = &[&ROUNDS, &schedule::OVERRUNS, &lane::LANES
 
 /// Both ways of asking, for whoever runs them: round after round (`run`) or one round (`once`).
 pub struct Poller {
-    /// Visits by SSH; `None`: no collector asks hosts.
-    pub hosts: Option<Arc<HostVisits>>,
-    /// Polls by SOAP; `None`: no collector asks vCenters.
-    pub vcenters: Option<Arc<VcenterPolls>>,
-    /// Which hosts vCenters list; `None`: no collector asks hosts.
-    pub lists: Option<Arc<HostLists>>,
+    /// Visits by SSH.
+    pub hosts: Arc<HostVisits>,
+    /// Polls by SOAP.
+    pub vcenters: Arc<VcenterPolls>,
+    /// Which hosts vCenters list.
+    pub lists: Arc<HostLists>,
 }
 
 /// The end of one visit or poll, for whoever counts along.
@@ -80,18 +81,11 @@ impl Poller {
     ) {
         let hosts = async {
             self.run_hosts(inventory.clone(), pace, now, stats, cancel.clone()).await;
-            if let Some(hosts) = &self.hosts {
-                hosts.close_all().await;
-            }
+            self.hosts.close_all().await;
         };
-        let vcenters = async {
-            let Some(vcenters) = &self.vcenters else { return };
-            Arc::clone(vcenters).run(inventory.clone(), Arc::clone(&now.vcenters), cancel.clone()).await;
-        };
-        let lists = async {
-            let Some(lists) = &self.lists else { return };
-            Arc::clone(lists).run(inventory.clone(), Arc::clone(&now.lists), cancel.clone()).await;
-        };
+        let vcenters =
+            Arc::clone(&self.vcenters).run(inventory.clone(), Arc::clone(&now.vcenters), cancel.clone());
+        let lists = Arc::clone(&self.lists).run(inventory.clone(), Arc::clone(&now.lists), cancel.clone());
         tokio::join!(hosts, vcenters, lists);
         debug!("everybody is logged out");
     }
@@ -105,9 +99,8 @@ impl Poller {
         stats: Arc<Stats>,
         cancel: CancellationToken,
     ) {
-        let Some(hosts) = &self.hosts else { return };
-        let callers = self.vcenters.as_ref().map(|vcenters| vcenters.callers()).unwrap_or_default();
-        let (hosts, now) = (Arc::clone(hosts), Arc::clone(&now.hosts));
+        let callers = self.vcenters.callers();
+        let (hosts, now) = (Arc::clone(&self.hosts), Arc::clone(&now.hosts));
         schedule::Schedule::new(hosts, inventory, pace, now, callers, stats).run(cancel).await;
     }
 
@@ -120,43 +113,19 @@ impl Poller {
         concluded: impl Fn(Concluded) + Sync,
     ) {
         let (concluded, first) = (&concluded, now());
-        let visits = async |inventory: &Inventory| {
-            if let Some(hosts) = &self.hosts {
-                hosts.round(inventory, pace, concluded).await;
-            }
-        };
-        let polls = async {
-            if let Some(vcenters) = &self.vcenters {
-                vcenters.round(&first, concluded).await;
-            }
-        };
-        match self.lists.as_ref().filter(|lists| lists.are_wanted()) {
-            None => drop(tokio::join!(visits(&first), polls)),
-            Some(lists) => {
-                tokio::join!(lists.round(&first), polls);
-                visits(&now()).await;
-            }
+        let visits = async |inventory: &Inventory| self.hosts.round(inventory, pace, concluded).await;
+        let polls = self.vcenters.round(&first, concluded);
+        if self.lists.are_wanted() {
+            tokio::join!(self.lists.round(&first), polls);
+            visits(&now()).await;
+        } else {
+            tokio::join!(visits(&first), polls);
         }
     }
 
     /// Ends every kept session and logs out of every vCenter. Bounded.
     pub async fn close(&self) {
-        let hosts = async {
-            if let Some(hosts) = &self.hosts {
-                hosts.close_all().await;
-            }
-        };
-        let vcenters = async {
-            if let Some(vcenters) = &self.vcenters {
-                vcenters.logout_all().await;
-            }
-        };
-        let lists = async {
-            if let Some(lists) = &self.lists {
-                lists.logout_all().await;
-            }
-        };
-        tokio::join!(hosts, vcenters, lists);
+        tokio::join!(self.hosts.close_all(), self.vcenters.logout_all(), self.lists.logout_all());
     }
 }
 

@@ -1,24 +1,25 @@
 //! One vCenter, asked once.
 
+mod bound;
+mod known;
 mod rarely;
 
-use super::details::Plan;
 use super::host_lists::HostList;
-use super::lookups::Lookups;
-use crate::collectors::{VcenterAnswer, VcenterCollector, VcenterReader};
+use crate::collectors::{VcenterAnswer, VcenterCollector};
 use crate::config::VcenterConfig;
 use crate::file_stamp::Digest;
 use crate::inventory::{Discovery, Inventory, Vcenter};
 use crate::outcome::{Failure, FailureReason};
-use crate::readings::{Reading, Report};
+use crate::readings::Report;
 use crate::stats::Stats;
 use crate::vim::VimClient;
-use crate::vim::client::{Access, Live, VimError};
+use crate::vim::client::{Access, Live};
 use crate::vim::model::{ManagedObject, Reference};
 use crate::vim::property::Query;
-use crate::vim::soap::FaultKind;
 use crate::vim::tls::Certificate;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use bound::{Bound, readings_of};
+use known::Unknown;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -86,36 +87,6 @@ pub struct VcenterPoller {
     said_unreadable: bool,
     /// The vCenter's list of hosts, for the inventory.
     list: Option<HostList>,
-}
-
-/// A collector with what it knows of this vCenter.
-struct Bound {
-    collector: Arc<dyn VcenterCollector>,
-    reader: Box<dyn VcenterReader>,
-    lookups: Lookups,
-    /// One for each of the collector's details.
-    plans: Vec<Plan>,
-    /// The parts of the last whole report, so that the series of a host that is gone can be ended.
-    reported: HashSet<Arc<str>>,
-}
-
-impl Bound {
-    fn new(collector: Arc<dyn VcenterCollector>) -> Self {
-        Self {
-            reader: collector.reader(),
-            lookups: Lookups::default(),
-            plans: collector.details().iter().map(|_| Plan::default()).collect(),
-            reported: HashSet::new(),
-            collector,
-        }
-    }
-}
-
-/// What a vCenter's version does not know of hosts, and which version that is.
-#[derive(Default)]
-struct Unknown {
-    properties: BTreeSet<String>,
-    api_version: String,
 }
 
 /// What ties a host to its name and into the tree.
@@ -334,10 +305,9 @@ impl VcenterPoller {
         if let Some(list) = &mut self.list {
             wanted.extend(list.properties(&self.vcenter));
         }
-        let objects = self.read_known_properties(None, &wanted, deadline).await?;
-        Span::current().record("vim.objects", objects.len());
-        let (hosts, tree): (Vec<_>, Vec<_>) =
-            objects.into_iter().partition(|object| &*object.kind == "HostSystem");
+        let mut hosts = self.read_known_properties(None, &wanted, deadline).await?;
+        Span::current().record("vim.objects", hosts.len());
+        let tree: Vec<_> = hosts.extract_if(.., |object| &*object.kind != "HostSystem").collect();
         if hosts.is_empty() && !self.hosts.is_empty() {
             let before = self.hosts.len();
             let line = format!("{} lists no host after {before}: suspect, ignored", self.vcenter.id());
@@ -370,140 +340,5 @@ impl VcenterPoller {
     fn wanted(&self) -> BTreeSet<&'static str> {
         let own = self.collectors.iter().flat_map(|bound| bound.collector.host_properties());
         ALWAYS.iter().chain(own).copied().collect()
-    }
-
-    /// Asks for properties of these hosts or of all in the tree, without those that the vCenter turns out
-    /// not to know.
-    async fn read_known_properties(
-        &mut self,
-        hosts: Option<&[Arc<str>]>,
-        wanted: &BTreeSet<&str>,
-        deadline: Instant,
-    ) -> Result<Vec<ManagedObject>, VimError> {
-        // The client stays in its place while it is used: a cancelled poll must not lose the session.
-        let client = match &mut self.client {
-            Some(client) => client,
-            empty => empty.insert(VimClient::new(
-                &self.config,
-                Arc::clone(&self.vcenter),
-                self.access.clone(),
-                Arc::clone(&self.stats),
-            )?),
-        };
-        loop {
-            let asked: Vec<&str> = wanted
-                .iter()
-                .copied()
-                .filter(|property| !self.unknown.properties.contains(*property))
-                .collect();
-            if asked.is_empty() {
-                return Ok(Vec::new());
-            }
-            let query = match hosts {
-                Some(ids) => Query::Objects { kind: "HostSystem", ids, properties: &asked },
-                None => Query::Tree(&asked),
-            };
-            let result = client.retrieve(&query, deadline).await;
-            if let Some(service) = client.service()
-                && service.api_version != self.unknown.api_version
-            {
-                let api_version = service.api_version.clone();
-                self.unknown = Unknown { api_version, ..Unknown::default() };
-            }
-            let error = match result {
-                Ok(objects) => return Ok(objects),
-                Err(error) => error,
-            };
-            let named = error.fault.as_ref().filter(|fault| fault.kind == FaultKind::InvalidProperty);
-            let named = named.and_then(|fault| fault.subject.as_deref());
-            match named.filter(|named| asked.contains(named) && !ALWAYS.contains(named)) {
-                Some(named) => self.unknown.add(&self.vcenter, named),
-                None => return Err(error),
-            }
-        }
-    }
-
-    /// Newer simulators, and maybe servers, tell of an unknown property host by host.
-    fn look_at_missing(&mut self, objects: &[ManagedObject]) {
-        let mut denied = 0;
-        for (path, fault) in objects.iter().flat_map(|object| &object.missing) {
-            match fault {
-                FaultKind::InvalidProperty
-                    if !ALWAYS.contains(&&**path) && !self.unknown.properties.contains(&**path) =>
-                {
-                    self.unknown.add(&self.vcenter, path);
-                }
-                FaultKind::NoPermission => denied += 1,
-                _ => {}
-            }
-        }
-        if denied > 0 && !std::mem::replace(&mut self.said_unreadable, true) {
-            tracing::warn!(
-                vcenter = %self.vcenter.address,
-                "{denied} properties can't be read: the account lacks the role Read-only on some objects"
-            );
-        }
-        self.said_unreadable = denied > 0;
-    }
-}
-
-impl Bound {
-    /// Takes down of whom which detail is wanted. The ends of what was known of others.
-    fn ends_of_details(
-        &mut self,
-        vcenter: &Vcenter,
-        hosts: &[ManagedObject],
-        inventory: &Inventory,
-        is_whole: bool,
-    ) -> Option<Report> {
-        let present: HashSet<&Arc<str>> = hosts.iter().map(|host| &host.id).collect();
-        let mut ended = Vec::new();
-        for (detail, plan) in self.collector.details().iter().zip(&mut self.plans) {
-            let wanted = hosts.iter().map(|host| (&host.id, self.reader.wants(detail, host, inventory)));
-            let mut gone: Vec<Arc<str>> =
-                wanted.filter(|(id, want)| plan.note(id, *want)).map(|(id, _)| Arc::clone(id)).collect();
-            if is_whole {
-                gone.extend(plan.keep(&present));
-            }
-            ended.extend(gone.iter().map(|host| Reading { part: detail.part(host), samples: Vec::new() }));
-        }
-        let collector = self.collector.name();
-        (!ended.is_empty()).then(|| Report {
-            target: vcenter.id(),
-            collector,
-            readings: ended,
-            stale_after: None,
-        })
-    }
-}
-
-/// What a reader makes of an answer. `reported`: the parts of the last whole one.
-fn readings_of(
-    reader: &mut dyn VcenterReader,
-    reported: &mut HashSet<Arc<str>>,
-    answer: &VcenterAnswer<'_>,
-) -> Vec<Reading> {
-    let mut readings = reader.read(answer);
-    if answer.is_whole {
-        let present: HashSet<Arc<str>> = readings.iter().map(|reading| Arc::clone(&reading.part)).collect();
-        // The answer is whole, so what it does not name any more is gone, and not just silent.
-        let before = std::mem::replace(reported, present);
-        let gone = before.into_iter().filter(|part| !reported.contains(part));
-        readings.extend(gone.map(|part| Reading { part, samples: Vec::new() }));
-    } else {
-        // A host that was left out of the whole answer (a second one of its name, say) still is.
-        readings.retain(|reading| reported.contains(&reading.part));
-    }
-    readings
-}
-
-impl Unknown {
-    fn add(&mut self, vcenter: &Vcenter, property: &str) {
-        tracing::warn!(
-            vcenter = %vcenter.address,
-            "API version {} has no property {property} of HostSystem: its series are left out",
-            self.api_version
-        );
-        self.properties.insert(property.to_owned());
     }
 }

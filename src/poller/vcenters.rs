@@ -1,6 +1,7 @@
 //! Polls wrapped: one task a vCenter, what becomes of the answers and of the outcome.
 
 use super::callers::Callers;
+use super::each::{Signals, keep_one_each};
 use super::hints::{self, Wish, Wishes};
 use super::host_lists::HostList;
 use super::poll::{PollSetup, Polled, VcenterPoller};
@@ -15,10 +16,8 @@ use crate::vim::client::Live;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::instrument::WithSubscriber;
 
 /// The polls of all vCenters.
 pub struct VcenterPolls {
@@ -49,53 +48,21 @@ impl VcenterPolls {
         Arc::clone(&self.callers)
     }
 
-    /// Polls until cancelled, then logs out everywhere.
-    pub(super) async fn run(
+    /// Polls until cancelled, then logs out everywhere. Whoever notifies `now` has everybody polled at once.
+    pub async fn run(
         self: Arc<Self>,
-        mut inventory: watch::Receiver<Arc<Inventory>>,
+        inventory: watch::Receiver<Arc<Inventory>>,
         now: Arc<Notify>,
         cancel: CancellationToken,
     ) {
-        let mut tasks = JoinSet::new();
-        let mut known: HashMap<TargetId, (Arc<Vcenter>, CancellationToken, Arc<Notify>)> = HashMap::new();
-        // A vCenter whose labels have changed is polled anew when its old session has ended, not before.
-        let mut turns: HashMap<TargetId, Arc<AsyncMutex<()>>> = HashMap::new();
-        loop {
-            let present = Arc::clone(&inventory.borrow_and_update());
-            known.retain(|_, (vcenter, stop, _)| {
-                let stays = present.vcenters.contains(vcenter);
-                if !stays {
-                    stop.cancel();
-                }
-                stays
-            });
-            turns.retain(|id, turn| known.contains_key(id) || Arc::strong_count(turn) > 1);
-            for vcenter in &present.vcenters {
-                known.entry(vcenter.id()).or_insert_with(|| {
-                    let (stop, poll_now) = (cancel.child_token(), Arc::new(Notify::new()));
-                    let turn = Arc::clone(turns.entry(vcenter.id()).or_default());
-                    let rounds = Arc::clone(&self).rounds(
-                        Arc::clone(vcenter),
-                        inventory.clone(),
-                        Arc::clone(&poll_now),
-                        stop.clone(),
-                    );
-                    let in_turn = async move {
-                        let _turn = turn.lock().await;
-                        rounds.await;
-                    };
-                    tasks.spawn(in_turn.with_current_subscriber());
-                    (Arc::clone(vcenter), stop, poll_now)
-                });
-            }
-            tokio::select! {
-                () = cancel.cancelled() => break,
-                changed = inventory.changed() => if changed.is_err() { cancel.cancelled().await },
-                () = now.notified() => known.values().for_each(|(_, _, poll_now)| poll_now.notify_one()),
-                Some(_) = tasks.join_next() => {}
-            }
-        }
-        while tasks.join_next().await.is_some() {}
+        let setup = self.setup.clone();
+        let signals = Signals { inventory: inventory.clone(), setup, now, cancel };
+        keep_one_each(
+            signals,
+            |present| present.vcenters.clone(),
+            |vcenter, now, stop| Arc::clone(&self).rounds(vcenter, inventory.clone(), now, stop),
+        )
+        .await;
     }
 
     /// Polls every vCenter once, all at the same time.
@@ -175,7 +142,7 @@ impl VcenterPolls {
             let interval = setup.borrow().interval;
             let hurried = async {
                 wishes.some().await;
-                sleep_until(may_hurry).await;
+                sleep_until(may_hurry.max(Instant::now() + hints::GATHER)).await;
             };
             let is_hurried = tokio::select! {
                 biased;

@@ -27,6 +27,7 @@ pub mod timeline;
 pub mod vcenter;
 mod vcenter_calls;
 mod vcenter_condition;
+mod vcenter_outage;
 mod vcenter_request;
 mod vcenter_server;
 mod vcenter_spec;

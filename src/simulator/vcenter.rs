@@ -18,7 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -117,6 +117,7 @@ impl VcenterSim {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(spec)),
             changed: Notify::new(),
+            is_down: watch::Sender::new(false),
             stopped: CancellationToken::new(),
         });
         let tasks = TaskTracker::new();
@@ -128,7 +129,7 @@ impl VcenterSim {
 /// A running fake vCenter: change it, break it, look at it.
 #[derive(Debug)]
 pub struct VcenterHandle {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     address: SocketAddr,
     authority: Authority,
     thumbprint: Thumbprint,

@@ -16,10 +16,11 @@ use hyper::header::{
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,8 @@ pub(super) struct Shared {
     pub state: Mutex<State>,
     /// Something has changed that somebody may wait for.
     pub changed: Notify,
+    /// Nobody is listened to.
+    pub is_down: watch::Sender<bool>,
     pub stopped: CancellationToken,
 }
 
@@ -53,25 +56,53 @@ pub(super) fn spawn(
 ) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let connections = tasks.clone();
-    let accept = async move {
+    let stopped = shared.stopped.clone();
+    let listening = async move {
+        let mut is_down = shared.is_down.subscribe();
+        let Ok(address) = listener.local_addr() else { return };
+        let mut listener = Some(listener);
         loop {
-            let stream = tokio::select! {
-                () = shared.stopped.cancelled() => return,
-                accepted = listener.accept() => accepted,
+            let open = match listener.take() {
+                Some(open) => open,
+                None => listen_again(address).await,
             };
-            let Ok((stream, _)) = stream else { continue };
-            let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
-            let connection = async move {
-                let stopped = shared.stopped.clone();
-                tokio::select! {
-                    () = stopped.cancelled() => {}
-                    () = connection(stream, acceptor, shared) => {}
-                }
-            };
-            connections.spawn(connection.with_subscriber(NoSubscriber::default()));
+            tokio::select! {
+                () = accept(&open, &connections, &acceptor, &shared) => {}
+                _ = is_down.wait_for(|is_down| *is_down) => {}
+            }
+            drop(open);
+            let _ = is_down.wait_for(|is_down| !*is_down).await;
         }
     };
-    tasks.spawn(accept.with_subscriber(NoSubscriber::default()));
+    let listening = async move { stopped.run_until_cancelled(listening).await };
+    tasks.spawn(listening.with_subscriber(NoSubscriber::default()));
+}
+
+/// At the address that was its own before.
+async fn listen_again(address: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// Accepts connections for ever. Each ends when the server stops or goes down.
+async fn accept(listener: &TcpListener, tasks: &TaskTracker, acceptor: &TlsAcceptor, shared: &Arc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let (acceptor, shared) = (acceptor.clone(), Arc::clone(shared));
+        let connection = async move {
+            let (stopped, mut is_down) = (shared.stopped.clone(), shared.is_down.subscribe());
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                _ = is_down.wait_for(|is_down| *is_down) => {}
+                () = connection(stream, acceptor, shared) => {}
+            }
+        };
+        tasks.spawn(connection.with_subscriber(NoSubscriber::default()));
+    }
 }
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
@@ -105,6 +136,7 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
         state.user_agent = header(USER_AGENT);
         let next = state.faults.iter().position(|(of, _)| of.as_ref().is_none_or(|of| *of == method));
         let fault = next.and_then(|next| state.faults.remove(next)).map(|(_, fault)| fault);
+        let fault = fault.or(state.standing_fault);
         (fault, state.spec.latency, state.spec.gzip && packs)
     };
     if !latency.is_zero() {

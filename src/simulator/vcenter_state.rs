@@ -28,6 +28,8 @@ pub(super) struct State {
     pub tokens: HashMap<String, Rest>,
     pub next_token: u64,
     pub faults: VecDeque<(Option<String>, VcenterFault)>,
+    /// What every other call fails by.
+    pub standing_fault: Option<VcenterFault>,
     pub logins: u64,
     pub failed_logins: u64,
     pub rejected_in_a_row: u32,
@@ -62,6 +64,7 @@ impl State {
             tokens: HashMap::new(),
             next_token: 0,
             faults: VecDeque::new(),
+            standing_fault: None,
             logins: 0,
             failed_logins: 0,
             rejected_in_a_row: 0,

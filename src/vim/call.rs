@@ -2,7 +2,7 @@
 
 use super::property::Query;
 use super::soap::{Fault, FaultKind, Method, NoResult};
-use super::transport::{Answer, Stage, Transport};
+use super::transport::{Answer, ReadAnswer, Stage, Transport};
 use crate::outcome::{Failure, FailureReason};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -48,28 +48,55 @@ impl Transport {
     /// be closed. `page` and `deadline` as in [`Transport::call`].
     ///
     /// # Errors
-    /// When there was no answer, it was a fault, or `read` can't make sense of it.
-    pub async fn ask<T>(
+    /// When there was no answer, it was a fault, or `reader` can't make sense of it.
+    pub async fn ask<R: ReadAnswer + Send>(
         &self,
         method: Method,
         request: Zeroizing<String>,
         page: Option<u32>,
         deadline: Option<Instant>,
-        read: impl FnOnce(&[u8]) -> Result<T, NoResult>,
-    ) -> Result<T, VimError> {
+        mut reader: R,
+    ) -> Result<R::Output, VimError> {
         let again = method.is_repeatable().then(|| request.clone());
-        let answer = match (self.call(method, request, page, deadline).await, again) {
+        let mut take = |more: &[u8]| reader.take(more);
+        let answer = match (self.call(method, request, page, deadline, &mut take).await, again) {
+            // No answer has begun, so nothing was read yet.
             (Err(error), Some(request))
                 if error.stage == Stage::Asking && error.failure.reason == FailureReason::ConnectionLost =>
             {
-                self.call(method, request, page, deadline).await
+                self.call(method, request, page, deadline, &mut take).await
             }
             (result, _) => result,
         };
         let answer = answer.map_err(|error| VimError::from(error.failure))?;
-        let result = read(&answer.body).map_err(|problem| explain(self, method, problem));
+        let result = reader.finish().map_err(|problem| explain(self, method, problem));
         conclude(self, method, answer, result.as_ref().err());
         result
+    }
+}
+
+/// Reads an answer when all of it is there: most are short.
+pub(super) struct Whole<F> {
+    body: Vec<u8>,
+    read: F,
+}
+
+impl<F> Whole<F> {
+    /// By this function.
+    pub(super) fn by(read: F) -> Self {
+        Self { body: Vec::new(), read }
+    }
+}
+
+impl<T, F: FnOnce(&[u8]) -> Result<T, NoResult>> ReadAnswer for Whole<F> {
+    type Output = T;
+
+    fn take(&mut self, more: &[u8]) {
+        self.body.extend_from_slice(more);
+    }
+
+    fn finish(self) -> Result<T, NoResult> {
+        (self.read)(&self.body)
     }
 }
 

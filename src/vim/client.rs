@@ -6,12 +6,13 @@
 //! session that comes of it.
 
 pub use super::call::VimError;
-use super::call::{conclude, explain, faulted};
+use super::call::{Whole, conclude, explain, faulted};
 use super::model::{Interner, ManagedObject, Reference};
+use super::page::PageReader;
 use super::property::{self, Paging, Query};
-use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent, UserSession};
+use super::soap::{self, FaultKind, Method, NoResult, ServiceContent, UserSession};
 use super::tls::{Certificate, Trust};
-use super::transport::{LOGOUT_TIMEOUT, Stage, Transport};
+use super::transport::{LOGOUT_TIMEOUT, ReadAnswer, Stage, Transport};
 use crate::accounts::guard::Guard;
 use crate::accounts::{Accounts, Login, LoginSecret};
 use crate::config::VcenterConfig;
@@ -111,9 +112,14 @@ impl VimClient {
     /// Takes down the steps `connect`, `login`, `read` and `logout`, with what is learned on the way.
     #[must_use]
     pub fn telling(mut self, steps: Steps) -> Self {
+        self.tell(steps);
+        self
+    }
+
+    /// The same from now on.
+    pub fn tell(&mut self, steps: Steps) {
         self.transport.set_steps(steps.clone());
         self.steps = steps;
-        self
     }
 
     /// Another limit of one answer's bytes than [`super::transport::MAX_BODY`].
@@ -193,8 +199,7 @@ impl VimClient {
     /// # Errors
     /// When the server does not say.
     pub async fn server_time(&self) -> Result<f64, VimError> {
-        let (_, time) =
-            self.ask(Method::CurrentTime, soap::current_time(), None, soap::read_current_time).await?;
+        let (_, time) = self.ask(Method::CurrentTime, soap::current_time(), soap::read_current_time).await?;
         Ok(time)
     }
 
@@ -207,7 +212,7 @@ impl VimClient {
         let (Some(service), Some(session)) = (&self.service, self.session()) else { return Ok(None) };
         let Some(manager) = &service.authorization_manager else { return Ok(None) };
         let request = soap::has_privileges(manager, &service.root_folder, session, wanted);
-        self.ask(Method::HasPrivilegeOnEntities, request, None, soap::read_privileges).await.map(Some)
+        self.ask(Method::HasPrivilegeOnEntities, request, soap::read_privileges).await.map(Some)
     }
 
     /// Ends the session, if there is one, within a few seconds. Also of a login that is still under way.
@@ -223,8 +228,7 @@ impl VimClient {
             let request = soap::logout(&service.session_manager);
             // That it is over already is as good, and after any other failure the server's own idle limit
             // has to do.
-            let ended =
-                self.ask(Method::Logout, request, None, |body| soap::read_success(Method::Logout, body));
+            let ended = self.ask(Method::Logout, request, |body| soap::read_success(Method::Logout, body));
             if let Err(error) = self.steps.timed("logout", ended).await
                 && !error.session_is_gone()
             {
@@ -248,8 +252,7 @@ impl VimClient {
         let id = self.vcenter.id();
         self.access.guard.check(&id, login.credential).map_err(Failure::from)?;
         let (method, request) = (Method::RetrieveServiceContent, soap::retrieve_service_content());
-        let service =
-            self.steps.timed("connect", self.ask(method, request, None, soap::read_service_content));
+        let service = self.steps.timed("connect", self.ask(method, request, soap::read_service_content));
         let service = service.await?;
         self.steps.fact("api_version", &*service.api_version);
         self.steps.fact("api_type", &*service.api_type);
@@ -287,19 +290,14 @@ impl VimClient {
         let mut objects = Vec::new();
         let (mut method, mut request) = property::retrieve(&service, query, self.paging);
         for number in 1..=MAX_PAGES {
-            let page = self
-                .ask(method, request, Some(number), |body| property::read_page(method, body, &mut strings))
-                .await?;
+            let reader = PageReader::new(method, &mut strings);
+            let page = self.ask_reading(method, request, Some(number), reader).await?;
             // vcsim answers without a session like this; a vCenter with a fault.
             let unauthenticated = |object: &ManagedObject| {
-                object.missing.iter().any(|(_, fault)| *fault == FaultKind::NotAuthenticated)
+                object.missing.iter().any(|(_, fault)| fault.kind == FaultKind::NotAuthenticated)
             };
             if page.objects.iter().any(unauthenticated) {
-                return Err(faulted(
-                    &self.transport,
-                    method,
-                    Fault { kind: FaultKind::NotAuthenticated, subject: None, object: None },
-                ));
+                return Err(faulted(&self.transport, method, FaultKind::NotAuthenticated.into()));
             }
             if number == 1 {
                 self.steps.fact("page_size", page.objects.len().to_string());
@@ -318,17 +316,27 @@ impl VimClient {
         Err(Failure::new(FailureReason::AnswerTooLarge, line).into())
     }
 
-    /// Asks, and reads the answer.
+    /// Asks, and reads the answer when it is there.
     async fn ask<T>(
         &self,
         method: Method,
         request: Zeroizing<String>,
-        page: Option<u32>,
-        read: impl FnOnce(&[u8]) -> Result<T, NoResult>,
+        read: impl FnOnce(&[u8]) -> Result<T, NoResult> + Send,
     ) -> Result<T, VimError> {
+        self.ask_reading(method, request, None, Whole::by(read)).await
+    }
+
+    /// Asks, and reads the answer while it comes.
+    async fn ask_reading<R: ReadAnswer + Send>(
+        &self,
+        method: Method,
+        request: Zeroizing<String>,
+        page: Option<u32>,
+        reader: R,
+    ) -> Result<R::Output, VimError> {
         // A session is ended even if there is no time left.
         let deadline = self.deadline.filter(|_| method != Method::Logout);
-        self.transport.ask(method, request, page, deadline, read).await
+        self.transport.ask(method, request, page, deadline, reader).await
     }
 }
 
@@ -362,7 +370,9 @@ impl LoginAttempt {
         };
         let permit = guard.permit(&id, login.credential).await?;
         let request = soap::login(&session_manager, &login.user, password.expose());
-        let answer = match transport.call(Method::Login, request, None, None).await {
+        let mut body = Vec::new();
+        let mut take = |more: &[u8]| body.extend_from_slice(more);
+        let answer = match transport.call(Method::Login, request, None, None, &mut take).await {
             Ok(answer) => answer,
             Err(error) => {
                 match error.stage {
@@ -372,7 +382,7 @@ impl LoginAttempt {
                 return Err(error.failure);
             }
         };
-        let result = soap::read_login(&answer.body);
+        let result = soap::read_login(&body);
         match &result {
             Ok(_) => permit.accepted(),
             Err(NoResult::Fault(fault)) => match fault.kind {

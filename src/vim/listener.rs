@@ -4,7 +4,7 @@
 //! What it tells is a hint and nothing more: that these hosts are worth a read. What can't be had, such as
 //! events for an account that may not see them, is done without.
 
-use super::call::VimError;
+use super::call::{VimError, Whole};
 use super::client::Live;
 use super::model::Reference;
 use super::soap::{self, FaultKind, Method, ServiceContent};
@@ -55,8 +55,9 @@ impl Listener {
         let transport = live.transport.beside(live.cookies.clone())?;
         let (method, request) =
             (Method::CreatePropertyCollector, updates::create_property_collector(&live.service));
-        let collector =
-            transport.ask(method, request, None, None, |body| updates::read_made(method, body)).await?;
+        let collector = transport
+            .ask(method, request, None, None, Whole::by(|body: &[u8]| updates::read_made(method, body)))
+            .await?;
         let mut listener = Self {
             transport,
             service: live.service.clone(),
@@ -90,22 +91,31 @@ impl Listener {
     async fn watch_events(&mut self) -> Result<(), VimError> {
         let Some(event_manager) = self.service.event_manager.clone() else { return Ok(()) };
         let request = soap::current_time();
-        let now = self.transport.ask(Method::CurrentTime, request, None, None, soap::read_current_time);
+        let now =
+            self.transport.ask(Method::CurrentTime, request, None, None, Whole::by(soap::read_current_time));
         let (since, _) = now.await?;
         let (method, request) =
             (Method::CreateCollectorForEvents, updates::collect_alarms(&event_manager, &since));
-        let made = self.transport.ask(method, request, None, None, |body| updates::read_made(method, body));
+        let made = self.transport.ask(
+            method,
+            request,
+            None,
+            None,
+            Whole::by(|body: &[u8]| updates::read_made(method, body)),
+        );
         let events = &*self.events.insert(made.await?);
         let (limit, watch) = (updates::limit_events(events), updates::watch_events(&self.collector, events));
         let method = Method::SetCollectorPageSize;
-        self.transport.ask(method, limit, None, None, |body| soap::read_success(method, body)).await?;
+        self.transport
+            .ask(method, limit, None, None, Whole::by(|body: &[u8]| soap::read_success(method, body)))
+            .await?;
         self.filter(watch).await
     }
 
     async fn filter(&self, request: zeroize::Zeroizing<String>) -> Result<(), VimError> {
         let method = Method::CreateFilter;
         self.transport
-            .ask(method, request, None, None, |body| updates::read_made(method, body))
+            .ask(method, request, None, None, Whole::by(|body: &[u8]| updates::read_made(method, body)))
             .await
             .map(drop)
     }
@@ -131,16 +141,18 @@ impl Listener {
             let seconds = if self.catching_up || self.truncated { 0 } else { WAIT.as_secs() };
             let request = updates::wait(&self.collector, &self.version, seconds);
             let method = Method::WaitForUpdatesEx;
-            let hint = match self.transport.ask(method, request, None, None, updates::read_updates).await {
-                Ok(answer) => self.take(answer),
-                Err(error) => {
-                    let fault = error.fault.as_ref().map(|fault| &fault.kind);
-                    if fault == Some(&FaultKind::InvalidCollectorVersion) || self.truncated {
-                        self.begin_again();
+            let hint =
+                match self.transport.ask(method, request, None, None, Whole::by(updates::read_updates)).await
+                {
+                    Ok(answer) => self.take(answer),
+                    Err(error) => {
+                        let fault = error.fault.as_ref().map(|fault| &fault.kind);
+                        if fault == Some(&FaultKind::InvalidCollectorVersion) || self.truncated {
+                            self.begin_again();
+                        }
+                        return Err(error);
                     }
-                    return Err(error);
-                }
-            };
+                };
             if !self.catching_up {
                 return Ok(hint);
             }
@@ -192,7 +204,13 @@ impl Listener {
 
     async fn end(&self) -> Result<(), VimError> {
         let end = |method, request| {
-            self.transport.ask(method, request, None, None, move |body| soap::read_success(method, body))
+            self.transport.ask(
+                method,
+                request,
+                None,
+                None,
+                Whole::by(move |body: &[u8]| soap::read_success(method, body)),
+            )
         };
         let properties = updates::destroy_property_collector(&self.collector);
         end(Method::DestroyPropertyCollector, properties).await?;

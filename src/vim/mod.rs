@@ -1,6 +1,6 @@
 //! SOAP to vCenters (vim25).
 //!
-//! [`xml`] reads, [`soap`] and [`property`] know the messages, none of them does I/O; [`tls`] says which
+//! [`xml`] reads, [`soap`] and [`property`] know the messages, `page` reads long ones while they come, none of them does I/O; [`tls`] says which
 //! certificates are believed; [`transport`] is one HTTP exchange with its limits; [`client`] is the session, [`listener`] waits in
 //! it for what the vCenter tells of its own accord ([`updates`]).
 
@@ -9,6 +9,7 @@ pub mod client;
 pub mod listener;
 pub mod management;
 pub mod model;
+mod page;
 pub mod property;
 mod resolver;
 pub mod soap;

@@ -1,6 +1,6 @@
 //! Managed objects as plain data.
 
-use super::soap::FaultKind;
+use super::soap::Fault;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct ManagedObject {
     /// What it has, by path. A property that is not set is absent.
     pub properties: Vec<(Arc<str>, Value)>,
     /// What could not be read, by path, and why.
-    pub missing: Vec<(Arc<str>, FaultKind)>,
+    pub missing: Vec<(Arc<str>, Fault)>,
 }
 
 /// The value of a property, as far as anybody here wants one.

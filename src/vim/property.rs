@@ -4,7 +4,8 @@
 //! survives a restart of the server and brings the clusters and datacenters along.
 
 use super::model::{Interner, Item, ManagedObject, Reference, Value};
-use super::soap::{self, FaultKind, Method, NoResult, ServiceContent};
+use super::page::Progress;
+use super::soap::{self, Fault, FaultKind, Method, NoResult, ServiceContent};
 use super::xml::{Cursor, Element, Inside, Unreadable};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -151,20 +152,35 @@ fn traversal(spec: &mut String, name: &str, kind: &str, path: &str, then: &[&str
 /// (nothing matched) is an empty page.
 pub fn read_page(method: Method, body: &[u8], strings: &mut Interner) -> Result<Page, NoResult> {
     let mut page = Page::default();
+    read_part(method, body, strings, &mut page, &mut Progress::none())?;
+    Ok(page)
+}
+
+/// Adds what stands in a part of an answer to `page`; the token, too. Tells `progress` after each object how far
+/// it came.
+pub(super) fn read_part(
+    method: Method,
+    part: &[u8],
+    strings: &mut Interner,
+    page: &mut Page,
+    progress: &mut Progress,
+) -> Result<(), NoResult> {
     let check = |cursor: &Cursor<'_>, objects: &[ManagedObject]| match objects.len() {
         0..MAX_OBJECTS => Ok(()),
         _ => Err(cursor.unreadable("more objects than the limit")),
     };
-    soap::read_answer(method, body, |cursor| {
+    soap::read_answer(method, part, |cursor| {
         if method == Method::RetrieveProperties {
             check(cursor, &page.objects)?;
             page.objects.extend(read_object(cursor, strings)?);
+            progress.reached(cursor, page.objects.len());
             return Ok(());
         }
         while let Some(part) = cursor.child()? {
             if part.is_vim("objects") {
                 check(cursor, &page.objects)?;
                 page.objects.extend(read_object(cursor, strings)?);
+                progress.reached(cursor, page.objects.len());
             } else if part.is_vim("token") {
                 let token = cursor.text()?;
                 if token.len() > MAX_TOKEN {
@@ -176,8 +192,7 @@ pub fn read_page(method: Method, body: &[u8], strings: &mut Interner) -> Result<
             }
         }
         Ok(())
-    })?;
-    Ok(page)
+    })
 }
 
 /// Reads an ObjectContent. One that does not say of which object it is comes to nothing.
@@ -202,7 +217,7 @@ fn read_object(cursor: &mut Cursor<'_>, strings: &mut Interner) -> Result<Option
             }
             properties.extend(path.map(|path| (path, value)));
         } else if part.is_vim("missingSet") {
-            let (mut path, mut fault) = (None, FaultKind::Other("".into()));
+            let (mut path, mut fault) = (None, Fault::from(FaultKind::Other("".into())));
             while let Some(part) = cursor.child()? {
                 if part.is_vim("path") {
                     path = Some(strings.get(&cursor.text()?));
@@ -217,19 +232,24 @@ fn read_object(cursor: &mut Cursor<'_>, strings: &mut Interner) -> Result<Option
             cursor.skip()?;
         }
     }
+    // They are kept for as long as the others of the answer take.
+    properties.shrink_to_fit();
     Ok(object.map(|object| ManagedObject { properties, missing, ..object }))
 }
 
 /// Reads a LocalizedMethodFault, of which `fault` is the fault itself.
-fn read_missing_fault(cursor: &mut Cursor<'_>) -> Result<FaultKind, Unreadable> {
-    let mut kind = FaultKind::Other("".into());
+fn read_missing_fault(cursor: &mut Cursor<'_>) -> Result<Fault, Unreadable> {
+    let mut fault = Fault::from(FaultKind::Other("".into()));
     while let Some(part) = cursor.child()? {
         if part.is_vim("fault") {
-            kind = FaultKind::from_name(part.xsi_type.as_deref().unwrap_or_default());
+            let kind = FaultKind::from_name(part.xsi_type.as_deref().unwrap_or_default());
+            let (subject, object) = soap::read_subject(cursor)?;
+            fault = Fault { kind, subject, object };
+        } else {
+            cursor.skip()?;
         }
-        cursor.skip()?;
     }
-    Ok(kind)
+    Ok(fault)
 }
 
 fn read_reference(

@@ -192,6 +192,13 @@ pub struct Fault {
     pub object: Option<Reference>,
 }
 
+impl From<FaultKind> for Fault {
+    /// Without what it names.
+    fn from(kind: FaultKind) -> Self {
+        Self { kind, subject: None, object: None }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.subject, &self.object) {
@@ -291,7 +298,9 @@ fn read_fault(cursor: &mut Cursor<'_>) -> Result<Fault, Unreadable> {
 
 /// Reads the rest of a fault's element: `name` of an InvalidProperty, `privilegeId` and `object` of a
 /// NoPermission, `obj` of a ManagedObjectNotFound.
-fn read_subject(cursor: &mut Cursor<'_>) -> Result<(Option<String>, Option<Reference>), Unreadable> {
+pub(super) fn read_subject(
+    cursor: &mut Cursor<'_>,
+) -> Result<(Option<String>, Option<Reference>), Unreadable> {
     let (mut subject, mut object) = (None, None);
     while let Some(part) = cursor.child()? {
         if part.is_vim("name") || part.is_vim("privilegeId") {

@@ -1,9 +1,12 @@
 //! One SOAP call over HTTPS: limits, classification of what can go wrong, span and counters. Knows nothing
 //! of sessions but that cookies are kept.
 
-use super::resolver::{AllowedOnly, NotAllowed};
-use super::soap::{Method, SOAP_ACTION};
-use super::tls::{Certificate, Tls, Trust, refusal};
+mod cookies;
+mod trouble;
+
+use super::resolver::AllowedOnly;
+use super::soap::{Method, NoResult, SOAP_ACTION};
+use super::tls::{Certificate, Tls, Trust};
 use crate::config::VcenterConfig;
 use crate::inventory::{Allow, Endpoint, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
@@ -11,15 +14,16 @@ use crate::outcome::{Failure, FailureReason, chain};
 use crate::stats::Stats;
 use crate::steps::Steps;
 use bytes::Bytes;
-use reqwest::StatusCode;
-use reqwest::cookie::{CookieStore, Jar};
+use cookies::Cookies;
+use reqwest::cookie::CookieStore as _;
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::tls::{TlsInfo, Version};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
+use trouble::{causes, check_head, classify, is_about_the_certificate};
 use zeroize::Zeroizing;
 
 /// Most bytes of one answer, unpacked. 10,000 hosts in one page are some 20 MB.
@@ -59,11 +63,24 @@ pub static BYTES: MetricDef = MetricDef {
 /// What is counted here.
 pub static METRICS: &[&MetricDef] = &[&REQUESTS, &BYTES];
 
-/// What came of a call: the body of an answer, or why there is none.
+/// Reads an answer while it comes.
+pub trait ReadAnswer {
+    /// What it is about.
+    type Output;
+
+    /// More of the body has come: XML, by its content type.
+    fn take(&mut self, more: &[u8]);
+
+    /// The body has come to its end.
+    ///
+    /// # Errors
+    /// When it is a fault, or can't be understood.
+    fn finish(self) -> Result<Self::Output, NoResult>;
+}
+
+/// An answer has come whole.
 #[derive(Debug)]
 pub struct Answer {
-    /// The body: XML, by its content type.
-    pub body: Vec<u8>,
     /// Its span, still open, to be told how reading the body went.
     pub span: Span,
 }
@@ -219,20 +236,21 @@ impl Transport {
     }
 
     /// Makes a call, which ends within the call time-out and before `deadline`. `page` is the number of the
-    /// page, from 1, for the span. The caller reports how reading the answer went by
-    /// [`Transport::conclude`].
+    /// page, from 1, for the span. `take` is given the body of the answer as it comes; the caller reports how
+    /// reading it went by [`Transport::conclude`].
     pub async fn call(
         &self,
         method: Method,
         request: Zeroizing<String>,
         page: Option<u32>,
         deadline: Option<Instant>,
+        take: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<Answer, CallError> {
         let span = self.span(method, page);
         self.count_bytes("sent", request.len());
         // The request is wiped when the connection has done with it.
         let body = Bytes::from_owner(ZeroizedBody(request));
-        let exchange = tracing::Instrument::instrument(self.exchange(&span, body), span.clone());
+        let exchange = tracing::Instrument::instrument(self.exchange(&span, body, take), span.clone());
         let limit = match method {
             Method::Logout => self.call_timeout.min(LOGOUT_TIMEOUT),
             Method::DestroyPropertyCollector | Method::DestroyCollector => DESTROY_TIMEOUT,
@@ -247,7 +265,7 @@ impl Transport {
             Err(CallError { failure, stage: Stage::Answering })
         });
         match result {
-            Ok(body) => Ok(Answer { body, span }),
+            Ok(()) => Ok(Answer { span }),
             Err(CallError { failure, stage }) => {
                 let subject = format_args!("{} of vCenter {}", method.name(), self.line.vcenter);
                 let failure = failure.during(subject);
@@ -286,7 +304,12 @@ impl Transport {
         )
     }
 
-    async fn exchange(&self, span: &Span, body: Bytes) -> Result<Vec<u8>, CallError> {
+    async fn exchange(
+        &self,
+        span: &Span,
+        body: Bytes,
+        take: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> Result<(), CallError> {
         let request = self
             .http
             .post(self.url.clone())
@@ -304,22 +327,23 @@ impl Transport {
         span.record("http.response.status_code", status.as_u16());
         let lost = |failure| CallError { failure, stage: Stage::Answering };
         check_head(status, response.headers().get(CONTENT_TYPE)).map_err(lost)?;
-        let mut body = Vec::new();
+        let mut size = 0;
         loop {
             let more = response.chunk().await.map_err(|error| {
                 let cause = chain(&error.without_url());
                 lost(Failure::new(FailureReason::ConnectionLost, format!("the answer broke off: {cause}")))
             })?;
             let Some(more) = more else { break };
-            if body.len() + more.len() > self.max_body {
+            size += more.len();
+            if size > self.max_body {
                 let line = format!("the answer is larger than {} bytes", self.max_body);
                 return Err(lost(Failure::new(FailureReason::AnswerTooLarge, line)));
             }
-            body.extend_from_slice(&more);
+            take(&more);
         }
-        span.record("http.response.body.size", body.len());
-        self.count_bytes("received", body.len());
-        Ok(body)
+        span.record("http.response.body.size", size);
+        self.count_bytes("received", size);
+        Ok(())
     }
 
     fn tell_tls(&self, tls: &TlsInfo) {
@@ -369,46 +393,6 @@ impl AsRef<[u8]> for ZeroizedBody {
     }
 }
 
-/// A cookie jar that can be emptied. A real jar, since proxies before a vCenter add cookies of their own;
-/// the quotes around a vCenter's session cookie are part of its value.
-#[derive(Debug)]
-enum Cookies {
-    Jar(RwLock<Jar>),
-    /// What a jar held at some time.
-    Fixed(Option<HeaderValue>),
-}
-
-impl Default for Cookies {
-    fn default() -> Self {
-        Self::Jar(RwLock::default())
-    }
-}
-
-impl Cookies {
-    fn clear(&self) {
-        if let Self::Jar(jar) = self {
-            *jar.write().unwrap_or_else(PoisonError::into_inner) = Jar::default();
-        }
-    }
-}
-
-impl CookieStore for Cookies {
-    fn set_cookies(&self, headers: &mut dyn Iterator<Item = &HeaderValue>, url: &url::Url) {
-        if let Self::Jar(jar) = self {
-            jar.read().unwrap_or_else(PoisonError::into_inner).set_cookies(headers, url);
-        }
-    }
-
-    fn cookies(&self, url: &url::Url) -> Option<HeaderValue> {
-        let mut cookies = match self {
-            Self::Jar(jar) => jar.read().unwrap_or_else(PoisonError::into_inner).cookies(url)?,
-            Self::Fixed(cookies) => cookies.clone()?,
-        };
-        cookies.set_sensitive(true);
-        Some(cookies)
-    }
-}
-
 fn url_of(endpoint: &Endpoint) -> Result<url::Url, Failure> {
     let host = match endpoint.host.parse::<IpAddr>() {
         Ok(IpAddr::V6(v6)) => format!("[{v6}]"),
@@ -418,88 +402,4 @@ fn url_of(endpoint: &Endpoint) -> Result<url::Url, Failure> {
     url::Url::parse(&format!("https://{host}:{port}/sdk")).map_err(|error| {
         Failure::new(FailureReason::Dns, format!("`{}` is no address: {error}", endpoint.host))
     })
-}
-
-/// Whether status and content type are those of a SOAP answer. A fault comes with status 500.
-fn check_head(status: StatusCode, content_type: Option<&HeaderValue>) -> Result<(), Failure> {
-    match status.as_u16() {
-        200 | 500 => {}
-        502..=504 => {
-            let line = format!("HTTP {status}: the vCenter is down or starting");
-            return Err(Failure::new(FailureReason::VcenterUnavailable, line));
-        }
-        300..=399 => {
-            let line = format!("HTTP {status}: a redirect, which is not followed: is this a vCenter?");
-            return Err(Failure::new(FailureReason::ProtocolError, line));
-        }
-        _ => {
-            let line = format!("HTTP {status}: is this a vCenter?");
-            return Err(Failure::new(FailureReason::ProtocolError, line));
-        }
-    }
-    let kind = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind: String = kind.split(';').next().unwrap_or_default().trim().chars().take(40).collect();
-    let kind = kind.to_ascii_lowercase();
-    match kind.as_str() {
-        "" | "text/xml" | "application/xml" | "application/soap+xml" => Ok(()),
-        other => {
-            let line = format!("HTTP {status} with content type {other:?} instead of text/xml");
-            Err(Failure::new(FailureReason::AnswerUnreadable, line))
-        }
-    }
-}
-
-/// The reason for a request that got no response.
-fn classify(error: &reqwest::Error) -> Failure {
-    if causes(error).any(|cause| cause.is::<NotAllowed>()) {
-        return Failure::new(FailureReason::AddressNotAllowed, chain(error));
-    }
-    if let Some(line) = causes(error).find_map(|cause| refusal(cause.downcast_ref()?)) {
-        return Failure::new(FailureReason::Tls, line);
-    }
-    let reason = if error.is_timeout() {
-        FailureReason::ConnectTimeout
-    } else if error.is_dns() {
-        FailureReason::Dns
-    } else {
-        causes(error).find_map(by_cause).unwrap_or(if error.is_connect() {
-            FailureReason::Unreachable
-        } else {
-            FailureReason::ConnectionLost
-        })
-    };
-    Failure::new(reason, chain(error))
-}
-
-fn causes<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| {
-        // An I/O error that wraps another one has no source of its own, but that of what it wraps.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        match wrapped {
-            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
-            None => error.source(),
-        }
-    })
-}
-
-fn is_about_the_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.downcast_ref().is_some_and(|error| refusal(error).is_some())
-}
-
-fn by_cause(error: &(dyn std::error::Error + 'static)) -> Option<FailureReason> {
-    use std::io::ErrorKind;
-    if error.is::<rustls::Error>() {
-        return Some(FailureReason::Tls);
-    }
-    match error.downcast_ref::<std::io::Error>()?.kind() {
-        ErrorKind::ConnectionRefused => Some(FailureReason::ConnectRefused),
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Some(FailureReason::Unreachable),
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
-            Some(FailureReason::ConnectionLost)
-        }
-        ErrorKind::TimedOut => Some(FailureReason::ConnectTimeout),
-        _ => None,
-    }
 }

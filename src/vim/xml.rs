@@ -22,6 +22,8 @@ pub const XSD: &str = "http://www.w3.org/2001/XMLSchema";
 
 /// Deepest nesting that is followed. The deepest answer that we ask for has 9 levels.
 const MAX_DEPTH: usize = 64;
+/// Outermost elements whose start tags are remembered: envelope, body, response, result.
+const OUTERMOST: usize = 4;
 /// Most types that are remembered.
 const MAX_TYPES: usize = 32;
 /// Longest text of one element, bytes.
@@ -33,6 +35,14 @@ const MAX_TEXT: usize = 64 * 1024;
 pub struct Unreadable {
     what: String,
     position: u64,
+}
+
+impl Unreadable {
+    /// The same in a document of which what was read is a part: `dropped` bytes of it stood before that, which
+    /// begins with `repeated` bytes that are none of it.
+    pub(super) fn in_whole(self, dropped: u64, repeated: u64) -> Self {
+        Self { position: dropped + self.position.saturating_sub(repeated), ..self }
+    }
 }
 
 /// The namespaces that matter.
@@ -108,6 +118,8 @@ pub struct Cursor<'a> {
     reader: NsReader<&'a [u8]>,
     depth: usize,
     began: bool,
+    /// The start tags of the outermost elements that are open, as they came.
+    outermost: Vec<BytesStart<'a>>,
     /// The types that were met: an answer has a few, each of them thousands of times.
     types: Vec<Arc<str>>,
 }
@@ -121,12 +133,23 @@ impl<'a> Cursor<'a> {
         })?;
         let mut reader = NsReader::from_str(text);
         reader.config_mut().expand_empty_elements = true;
-        Ok(Self { reader, depth: 0, began: false, types: Vec::new() })
+        Ok(Self { reader, depth: 0, began: false, outermost: Vec::new(), types: Vec::new() })
     }
 
     /// An error at the place that was reached.
     pub fn unreadable(&self, what: impl Into<String>) -> Unreadable {
         Unreadable { what: what.into(), position: self.reader.buffer_position() }
+    }
+
+    /// Bytes read so far.
+    pub(super) fn position(&self) -> u64 {
+        self.reader.buffer_position()
+    }
+
+    /// The start tags of the elements that are open, as they came: with them before it the rest of the
+    /// document can be read by itself. `None`: there are more of them than are remembered.
+    pub(super) fn opened(&self) -> Option<&[BytesStart<'a>]> {
+        self.outermost.get(..self.depth)
     }
 
     /// The next start or end of an element. Text between elements is skipped.
@@ -219,6 +242,10 @@ impl<'a> Cursor<'a> {
                     }
                     if self.depth == 1 && std::mem::replace(&mut self.began, true) {
                         return Err(self.unreadable("a second root element"));
+                    }
+                    if self.depth <= OUTERMOST {
+                        self.outermost.truncate(self.depth - 1);
+                        self.outermost.push(tag.clone());
                     }
                     let xsi_type = self.xsi_type(&tag)?;
                     Step::Open(Element { ns, xsi_type, tag })

@@ -5,8 +5,11 @@ pub mod watch;
 
 use esxi_otel_agent::accounts::guard::Guard;
 use esxi_otel_agent::accounts::{Account, Accounts, AccountsConfig, Proof, Secret, SecretSource};
-use esxi_otel_agent::config::{LockoutConfig, VcenterConfig};
+use esxi_otel_agent::collectors::overall_state::OverallState;
+use esxi_otel_agent::config::{HostReport, LockoutConfig, OverallStateConfig, VcenterConfig};
+use esxi_otel_agent::file_stamp::Digest;
 use esxi_otel_agent::inventory::{Endpoint, Vcenter};
+use esxi_otel_agent::poller::poll::PollSetup;
 use esxi_otel_agent::simulator::vcenter::VcenterHandle;
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::vim::VimClient;
@@ -110,6 +113,19 @@ impl Setup {
             })),
             guard: Arc::new(Guard::new(lockout, Arc::clone(&self.stats))),
             allow: Arc::default(),
+        }
+    }
+
+    /// Polls of everything by the overall state collector.
+    pub fn polls(&self, interval: Duration) -> PollSetup {
+        let settings = OverallStateConfig { interval, stale_after: interval, report: HostReport::default() };
+        PollSetup {
+            interval,
+            config: self.config.clone(),
+            trusted: Digest::default(),
+            collectors: vec![Arc::new(OverallState::new(&settings))],
+            access: self.access(),
+            discovery: None,
         }
     }
 

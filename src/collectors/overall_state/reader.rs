@@ -1,5 +1,6 @@
 //! Reads one vCenter's answers.
 
+use super::join::{Candidate, Found, Shared};
 use super::series::{CONNECTION_STATES, Facts, POWER_STATES, Series, Tree, label};
 use super::{
     ADDRESSES, BOOT_TIME, CONFIG_ISSUE, CONNECTION_STATE, HARDWARE, INFO, MAINTENANCE_MODE, OVERALL_STATUS,
@@ -22,6 +23,8 @@ const MAX_SAID: usize = 1000;
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     hosts: HashMap<Arc<str>, Known>,
+    /// Who has an address of the inventory for himself.
+    shared: Shared,
     /// What was said already, so that it is said once and not at each poll.
     said: HashSet<String>,
 }
@@ -32,15 +35,17 @@ struct Known {
     /// Its name as it came.
     raw: Arc<str>,
     name: Arc<str>,
-    /// The inventory's address of it, and whether its name was enough to tell.
+    /// What the inventory says of it, and which address it has by that.
+    found: Found,
     address: Option<Arc<str>>,
-    is_known_by_name: bool,
     /// By which addresses it is managed, where that was asked.
     management: Vec<IpAddr>,
     series: Series,
     issues: BTreeSet<Arc<str>>,
     /// Another host has the same name.
     is_left_out: bool,
+    /// It was not in any answer before.
+    is_new: bool,
     /// Its series are others than at the answer before: details that carry the old ones have to end.
     has_changed: bool,
 }
@@ -52,31 +57,26 @@ impl Known {
         Self {
             raw: Arc::clone(raw),
             name,
+            found: Found::default(),
             address: None,
-            is_known_by_name: false,
             management: Vec::new(),
             series,
             issues: BTreeSet::new(),
             is_left_out: false,
+            is_new: true,
             has_changed: false,
         }
     }
 
-    /// Looks for the host in the inventory: by name, or else by an address that it is managed by.
-    fn join(&mut self, vcenter: &Vcenter, inventory: &Inventory) {
-        let by_name = inventory.match_host(&self.name, &vcenter.site, None);
-        self.is_known_by_name = by_name.is_some();
-        let by_address = || {
-            let host_of =
-                |own: &IpAddr| inventory.match_host(&self.name, &vcenter.site, Some(&own.to_string()));
-            self.management.iter().find_map(host_of)
-        };
-        let address = by_name.or_else(by_address).map(|host| &host.address);
+    /// Gives it the address that was found for it, unless others could have that.
+    fn join(&mut self, vcenter: &Vcenter, id: &str, shared: &Shared) {
+        let address = shared.address(id, &self.found);
         if address != self.address.as_ref() {
             self.series = Series::new(vcenter, &self.name, address);
             self.address = address.cloned();
             self.has_changed = true;
         }
+        self.has_changed &= !self.is_new;
     }
 }
 
@@ -102,8 +102,8 @@ impl Reader {
             let management = std::mem::take(&mut known.management);
             *known = Known { management, has_changed: true, ..Known::new(vcenter, raw) };
         }
-        known.join(vcenter, answer.inventory);
-        known.has_changed &= !is_new;
+        known.is_new = is_new;
+        known.found = Found::look(&known.name, &known.management, vcenter, answer.inventory);
         Some(known)
     }
 
@@ -156,9 +156,8 @@ impl VcenterReader for Reader {
     }
 
     fn read(&mut self, answer: &VcenterAnswer<'_>) -> Vec<Reading> {
-        let mut tree = Tree::new(answer.tree);
         let mut names: HashSet<Arc<str>> = HashSet::with_capacity(answer.hosts.len());
-        let mut readings = Vec::with_capacity(answer.hosts.len());
+        let mut named = Vec::with_capacity(answer.hosts.len());
         for host in answer.hosts {
             let Some(known) = self.know(answer, host) else { continue };
             // Two series with the same attributes would make the whole page invalid for Prometheus.
@@ -168,12 +167,25 @@ impl VcenterReader for Reader {
                 self.say_once(format!("vCenter {vcenter}: a second host {name:?}, left out"));
                 continue;
             }
-            let samples = self.host(answer, host, Facts::new(host, tree.place(host)));
-            readings.push(Reading { part: Arc::clone(&host.id), samples });
+            named.push(host);
         }
         if answer.is_whole {
             let present: HashSet<&Arc<str>> = answer.hosts.iter().map(|host| &host.id).collect();
             self.hosts.retain(|id, _| present.contains(id));
+            let of_answer = named.iter().filter_map(|host| {
+                let known = self.hosts.get(&host.id)?;
+                Some(Candidate { id: &host.id, name: &known.name, found: &known.found })
+            });
+            self.shared.compare(answer.vcenter, of_answer);
+        }
+        let mut tree = Tree::new(answer.tree);
+        let mut readings = Vec::with_capacity(named.len());
+        for host in named {
+            if let Some(known) = self.hosts.get_mut(&host.id) {
+                known.join(answer.vcenter, &host.id, &self.shared);
+            }
+            let samples = self.host(answer, host, Facts::new(host, tree.place(host)));
+            readings.push(Reading { part: Arc::clone(&host.id), samples });
         }
         readings
     }
@@ -191,7 +203,7 @@ impl VcenterReader for Reader {
         let is_green = is("overallStatus", "green");
         match detail {
             _ if *detail == SENSORS && is_green => Want::No,
-            _ if *detail == ADDRESSES && (known.is_known_by_name || !inventory.has_ip_addresses()) => {
+            _ if *detail == ADDRESSES && (known.found.is_by_name || !inventory.has_ip_addresses()) => {
                 Want::No
             }
             _ if *detail == ADDRESSES || is_green => Want::Yes,

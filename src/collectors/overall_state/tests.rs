@@ -216,7 +216,7 @@ fn an_unknown_power_state_is_unknown_and_an_unknown_connection_is_none_of_the_th
 #[test]
 fn what_cannot_be_read_is_left_out_and_the_host_stays() {
     let mut host = host_with(&[("runtime.inMaintenanceMode", Value::Bool(false))]);
-    host.missing.push(("overallStatus".into(), FaultKind::NoPermission));
+    host.missing.push(("overallStatus".into(), FaultKind::NoPermission.into()));
     let readings = read(&collector(), &tree(host), &Inventory::default());
     assert_eq!(
         lines(&readings),
@@ -228,7 +228,7 @@ fn what_cannot_be_read_is_left_out_and_the_host_stays() {
 fn a_host_without_a_name_and_a_second_one_of_the_same_name_are_left_out() {
     let mut objects = tree(host_with(&[]));
     let mut nameless = ManagedObject::new("HostSystem", "host-10");
-    nameless.missing.push(("name".into(), FaultKind::NoPermission));
+    nameless.missing.push(("name".into(), FaultKind::NoPermission.into()));
     objects.push(nameless);
     objects.push(object("HostSystem", "host-11", "esx1.example.org", None));
     let readings = read(&collector(), &objects, &Inventory::default());

@@ -62,7 +62,8 @@ pub(super) async fn connect(
     let most = config.critical_service.as_ref().map_or(1, |critical| critical.max_in_flight);
     let visits = hosts.iter().map(|host| checker.host(&host_collectors, host));
     let visits = futures::stream::iter(visits).buffered(most).collect::<Vec<_>>();
-    let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, vcenter));
+    let vcenter_collectors = collectors::vcenter_collectors(config);
+    let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, &vcenter_collectors, vcenter));
     let (hosts, vcenters) = tokio::join!(visits, futures::future::join_all(polls));
     checker.progress.finish_and_clear();
     // A login whose verdict is not written down counts as lost.

@@ -314,6 +314,13 @@ fn doubts(vcenter: &Connection) -> Vec<String> {
         let (hosts, what) = (fact("hosts_not_readable"), fact("not_readable"));
         doubts.push(format!("the account may not read all properties of some hosts: {hosts} hosts, {what}"));
     }
+    if !fact("unknown_properties").is_empty() {
+        let unknown = fact("unknown_properties");
+        doubts.push(format!("its version has no {unknown}: the series that come of them are left out"));
+    }
+    if !fact("properties_unknown").is_empty() {
+        doubts.push(format!("which properties can be read is not known: {}", fact("properties_unknown")));
+    }
     if !fact("privileges_missing").is_empty() {
         let missing = fact("privileges_missing");
         doubts.push(format!("the account lacks {missing} at the root: the role Read-only has it"));

@@ -1,8 +1,11 @@
 //! One vCenter, looked at for `check --connect`: its certificate, the privileges, what can be read, whether
 //! it tells what changes, its clock.
 
+mod properties;
+
 use super::connect::{Checker, stopped};
 use super::connections::Connection;
+use crate::collectors::VcenterCollector;
 use crate::config::VcenterConfig;
 use crate::inventory::Vcenter;
 use crate::outcome::Failure;
@@ -10,10 +13,9 @@ use crate::steps::Steps;
 use crate::vim::VimClient;
 use crate::vim::listener::Listener;
 use crate::vim::model::ManagedObject;
-use crate::vim::soap::FaultKind;
 use crate::vim::tls::{Certificate, Trust};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use properties::Unreadable;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
@@ -27,12 +29,14 @@ const ASIDE: Duration = Duration::from_secs(10);
 
 impl Checker {
     /// Login, one reading of the tree and a look around, logout.
-    pub(super) async fn vcenter(&self, config: &VcenterConfig, vcenter: &Arc<Vcenter>) -> Connection {
+    pub(super) async fn vcenter(
+        &self,
+        config: &VcenterConfig,
+        collectors: &[Arc<dyn VcenterCollector>],
+        vcenter: &Arc<Vcenter>,
+    ) -> Connection {
         let (steps, started) = (Steps::wanted(), Instant::now());
-        let outcome = self.look(config, vcenter, &steps).await;
-        if let Ok(objects) = &outcome {
-            tell_hosts(objects, &steps);
-        }
+        let outcome = self.look(config, collectors, vcenter, &steps).await;
         self.progress.inc(1);
         Connection::new(&vcenter.address, &vcenter.site, outcome.err(), started.elapsed(), steps.taken())
     }
@@ -40,22 +44,31 @@ impl Checker {
     async fn look(
         &self,
         config: &VcenterConfig,
+        collectors: &[Arc<dyn VcenterCollector>],
         vcenter: &Arc<Vcenter>,
         steps: &Steps,
-    ) -> Result<Vec<ManagedObject>, Failure> {
+    ) -> Result<(), Failure> {
         let (access, stats) = (self.access.clone(), Arc::clone(&self.stats));
         let mut client = VimClient::new(config, Arc::clone(vcenter), access, stats)?.telling(steps.clone());
         let deadline = Instant::now() + config.connect_timeout + config.call_timeout * 2;
+        let mut unreadable = Unreadable::default();
         let read = tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(stopped()),
             read = async {
-                let objects = client.read_tree(&PROPERTIES, deadline).await?;
+                let hosts = hosts_of(client.read_tree(&PROPERTIES, deadline).await?);
+                steps.fact("hosts", hosts.len().to_string());
+                unreadable.add(&hosts);
                 // What is found beside the tree fails nobody.
                 let _ = tokio::time::timeout(ASIDE, look_aside(config, &client, steps)).await;
-                Ok(objects)
+                // The steps are those of the one read.
+                client.tell(Steps::default());
+                unreadable.look(&mut client, collectors, &hosts, config.call_timeout).await;
+                unreadable.tell(steps);
+                Ok(())
             } => read,
         };
+        client.tell(steps.clone());
         steps.fact("tls_verified", (client.trust() != Trust::Unverified).to_string());
         steps.fact("tls_trust", client.trust().word());
         if let Some(certificate) = client.certificate() {
@@ -130,15 +143,6 @@ fn tell_certificate(certificate: &Certificate, steps: &Steps) {
     }
 }
 
-fn tell_hosts(objects: &[ManagedObject], steps: &Steps) {
-    let hosts = objects.iter().filter(|object| &*object.kind == "HostSystem");
-    let hidden = hosts.clone().filter(|host| !host.missing.is_empty()).count();
-    let missing = hosts.clone().flat_map(|host| &host.missing);
-    let missing: BTreeSet<String> =
-        missing.map(|(path, fault): &(_, FaultKind)| format!("{path} ({})", fault.name())).collect();
-    steps.fact("hosts", hosts.count().to_string());
-    steps.fact("hosts_not_readable", hidden.to_string());
-    if !missing.is_empty() {
-        steps.fact("not_readable", missing.into_iter().collect::<Vec<_>>().join(", "));
-    }
+fn hosts_of(objects: Vec<ManagedObject>) -> Vec<ManagedObject> {
+    objects.into_iter().filter(|object| &*object.kind == "HostSystem").collect()
 }
