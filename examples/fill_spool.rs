@@ -44,7 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         let collected = began + MINUTE * minute;
         let mut encoder = Encoder::new(instruments.resource(), Times { started: began, collected }, limits);
-        encoder.live(&instruments.collect(&STATE, (0..hosts).map(sample).collect())?);
+        for portion in instruments.collect(&STATE, (0..hosts).map(sample).collect()) {
+            encoder.live(&portion?);
+        }
         let batches = encoder.finish();
         spool.append(batches.iter().map(|batch| (batch, collected)), false)?;
     }
