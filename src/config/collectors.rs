@@ -1,8 +1,7 @@
 //! The section `collectors`.
 
-use super::load::{DAY, SECOND};
 use super::section::{At, By, Element, Section};
-use super::values::{boolean, duration, integer, one_of, text};
+use super::values::{DAY, SECOND, boolean, duration, integer, one_of, text};
 use super::{CriticalServiceConfig, HostReport, NotInstalled, OverallStateConfig, Service};
 use crate::config::file::Value;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use super::file::File;
 use super::report::{ConfigError, Origin, Problem, SettingOrigin};
 use super::section::{By, Context, Section};
-use super::values::{boolean, duration, integer, listen, one_of};
+use super::values::{DAY, SECOND, boolean, duration, integer, listen, one_of};
 use super::{Config, HostKeyPolicy, LockoutConfig, PrometheusConfig, SshConfig};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,8 +12,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(super) const SECOND: Duration = Duration::from_secs(1);
-pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_STATE_DIR: &str = "/var/lib/esxi-otel-agent";
 const DEFAULT_PORT: u16 = 9666;
 /// ESXi and vCenter keep an account locked for this long unless they were told otherwise

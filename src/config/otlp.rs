@@ -11,9 +11,10 @@
 //!   kept as `otlp.traces.keep` says.
 //! - `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` (percent-decoded).
 
-use super::load::{DAY, SECOND};
 use super::section::{At, By, Context, Section};
-use super::values::{boolean, bytes, duration, endpoint, integer, milliseconds, one_of, pairs, ratio, text};
+use super::values::{
+    DAY, SECOND, boolean, bytes, duration, endpoint, integer, milliseconds, one_of, pairs, ratio, text,
+};
 use super::{Compression, OtlpConfig, SpoolConfig, TracesConfig};
 use crate::accounts::Secret;
 use rustls::pki_types::pem::PemObject;

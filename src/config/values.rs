@@ -11,6 +11,11 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// For limits and defaults.
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+/// The same.
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A value as it is named in a problem.
 pub(super) fn describe(value: &Value) -> String {
     match value {

@@ -1,9 +1,8 @@
 //! The section `vcenter`: how vCenters are reached and what is believed of them.
 
 use super::file::Value;
-use super::load::SECOND;
 use super::section::{At, By, Section};
-use super::values::{boolean, duration, integer, parsed};
+use super::values::{SECOND, boolean, duration, integer, parsed};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};

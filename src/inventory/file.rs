@@ -2,8 +2,8 @@
 
 use super::InventoryConfig;
 use super::atlas::{self, AddressTemplate};
+use super::look::{CONTENT_LIMIT, Found, Look};
 use super::origin::Origin;
-use super::watched::{Found, Look};
 use crate::file_stamp::FileStamp;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,8 +15,6 @@ use tokio::task::JoinHandle;
 /// Pause between two looks at the file. Polled, not notified: that works with swapped symbolic links,
 /// network file systems and files that are replaced, alike.
 const PACE: Duration = Duration::from_secs(2);
-/// The largest content that is read: about 60,000 rows.
-pub(super) const CONTENT_LIMIT: u64 = 50_000_000;
 /// A file system that does not answer for this long counts as an error.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 

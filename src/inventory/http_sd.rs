@@ -6,9 +6,8 @@
 
 use super::InventoryConfig;
 use super::atlas::{self, AddressTemplate, Atlas};
-use super::file::CONTENT_LIMIT;
+use super::look::{CONTENT_LIMIT, Found, Look};
 use super::origin::Origin;
-use super::watched::{Found, Look};
 use crate::accounts::secret::read_secret_file;
 use crate::outcome::chain;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};

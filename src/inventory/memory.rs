@@ -1,7 +1,7 @@
 //! What sources that may be away listed last, kept in the state folder: an agent that is restarted during an
 //! outage goes on with it.
 
-use super::file::CONTENT_LIMIT;
+use super::look::CONTENT_LIMIT;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};

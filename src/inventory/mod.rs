@@ -13,6 +13,7 @@ mod endpoint;
 mod file;
 mod http_sd;
 mod join;
+mod look;
 mod memory;
 mod merge;
 mod metrics;
@@ -29,7 +30,8 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use http_sd::{HttpSdConfig, SdAuth, SdUrl};
 pub use metrics::METRICS;
 pub use shard::Shard;
-pub use watched::{InventoryError, InventoryWatch};
+pub use sources::InventoryError;
+pub use watched::InventoryWatch;
 
 use crate::target::TargetId;
 use join::Match;

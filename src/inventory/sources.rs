@@ -9,13 +9,18 @@ use super::memory::Memory;
 use super::merge::{Merged, Rows, merge};
 use super::metrics::{ERROR, LAST_SUCCESS, LISTED, TARGETS};
 use super::origin::Origin;
-use super::{Host, Inventory, InventoryConfig, InventoryError, StaticTarget, Vcenter};
+use super::{Host, Inventory, InventoryConfig, StaticTarget, Vcenter};
 use crate::metric::Attributes;
 use crate::stats::Stats;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
+
+/// Why there is no inventory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("inventory: {0}")]
+pub struct InventoryError(pub(super) String);
 
 /// Most contradictions that are said, once each.
 const MAX_SAID: usize = 1000;

@@ -3,41 +3,18 @@
 use super::atlas::Atlas;
 use super::file::AtlasFile;
 use super::http_sd::HttpSd;
+use super::look::{Found, Look};
 use super::origin::Origin;
 use super::sources::Sources;
-use super::{Discovery, Inventory, InventoryConfig};
+use super::{Discovery, Inventory, InventoryConfig, InventoryError};
 use crate::stats::Stats;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
-
-/// Why there is no inventory.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("inventory: {0}")]
-pub struct InventoryError(pub(super) String);
-
-/// A good look at a source.
-pub(super) struct Found {
-    pub(super) atlas: Atlas,
-    /// What to keep for the next start.
-    pub(super) content: Option<Vec<u8>>,
-}
-
-/// A source that is looked at.
-pub(super) trait Look: Send + 'static {
-    fn origin(&self) -> Origin;
-    /// Pause between two looks.
-    fn pace(&self) -> Duration;
-    /// The how-manieth bad look in a row is told.
-    fn patience(&self) -> u32;
-    /// What is there; `None`: the same as at the last good look. The error is one line that names it.
-    fn look(&mut self) -> impl Future<Output = Result<Option<Found>, String>> + Send;
-}
 
 /// A source, and where what it lists goes.
 struct Watched<L> {

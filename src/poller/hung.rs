@@ -4,13 +4,12 @@
 //! would pile up there. So each time it hangs again it is left out for longer, and one answer ends that; and
 //! when it is asked again the host is told whom it killed, and does not run the script while that stands.
 
-use super::visit::Key;
 use crate::collectors::Answer;
 use crate::collectors::command::Former;
 use crate::outcome::FailureReason;
 use crate::target::TargetId;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most visits in a row in which a question is left out.
 const MOST: u32 = 10;
@@ -18,6 +17,9 @@ const MOST: u32 = 10;
 /// Most times in a row that a former script is found standing; then it is taken for a stranger who has got its
 /// id, and the question is asked. At one visit a minute that is after sixteen hours.
 const MOST_STANDING: u32 = 100;
+
+/// A question, told apart among all: the collector's name and the question's `id`.
+pub(super) type Key = (&'static str, Arc<str>);
 
 /// The questions that hung, of all hosts. Bounded by inventory and configuration.
 #[derive(Debug, Default)]

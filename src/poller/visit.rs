@@ -5,7 +5,7 @@
 //! SSH. Without any answer the visit failed, and its one reason stands for all services; their last
 //! readings stand until they are stale.
 
-use super::hung::Hung;
+use super::hung::{Hung, Key};
 use super::pool::Pool;
 use super::schedule::{next_on_grid, phase};
 use crate::accounts::Accounts;
@@ -51,9 +51,6 @@ static USED: MetricDef = MetricDef {
 
 /// The metrics of visits.
 pub static METRICS: &[&MetricDef] = &[&REPLACED, &USED];
-
-/// A question, told apart among all: the collector's name and the question's `id`.
-pub(super) type Key = (&'static str, Arc<str>);
 
 /// What a visit brought.
 #[derive(Debug)]
