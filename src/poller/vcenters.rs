@@ -15,9 +15,13 @@ use crate::target::{TargetId, TargetKind};
 use crate::vim::client::Live;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+
+/// Least time between two polls that are due.
+const APART: Duration = Duration::from_millis(100);
 
 /// The polls of all vCenters.
 pub struct VcenterPolls {
@@ -178,7 +182,9 @@ impl VcenterPolls {
                 may_hurry = now.max(began + hints::pause_after(now - began));
             }
             if now >= due {
-                let earliest = now.max(due + interval / 2);
+                // The second poll comes by the timetable, and not later than an interval after the first: a change
+                // must not wait longer for it than for any other.
+                let earliest = now.max(due + APART);
                 due = next_on_grid(started, phase, interval, earliest);
             }
         }
