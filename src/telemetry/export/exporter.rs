@@ -21,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::instrument::WithSubscriber;
 
-/// Time that changes have to pile up: a vCenter's poll that turns a whole cluster red is one export, and
-/// the first of its changes is still out within a second.
-const COALESCE: Duration = Duration::from_millis(500);
+/// Time that a change waits for others: what a visit or poll brings is recorded at once, and is one export.
+const GATHER: Duration = Duration::from_millis(50);
+/// Least time between two exports of changes: while a fleet falls ill they are few and not one a host, and each
+/// change is out within a second.
+const APART: Duration = Duration::from_millis(500);
 
 /// Kept of the time for the end, for writing down what was sent of the spool.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -123,6 +125,7 @@ impl Task {
         let mut ticks = ticks(Instant::now(), every);
         let readings = Arc::clone(&self.parts.readings);
         let mut changes_due: Option<Instant> = None;
+        let mut next_changes = Instant::now();
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
@@ -154,11 +157,11 @@ impl Task {
                     }
                 }
                 () = readings.changed(), if changes_due.is_none() => {
-                    changes_due = Some(Instant::now() + COALESCE);
+                    changes_due = Some(next_changes.max(Instant::now() + GATHER));
                 }
                 () = sleep_until(changes_due.unwrap_or_else(Instant::now)), if changes_due.is_some() => {
                     self.export_changes().await;
-                    changes_due = None;
+                    (changes_due, next_changes) = (None, Instant::now() + APART);
                 }
             }
         }
