@@ -53,15 +53,22 @@ def make_certificates(names):
 
 
 def start(processes, vcenters, user, password):
-    started = []
-    for vc in vcenters:
-        env = {**os.environ, "VCSIM_PASSWORD": password, "VCSIM_SECURE_COOKIES": "true"}
-        started.append((vc, processes.start(f"vcsim-{vc.name}", [
-            CACHE / "bin/vcsim", "-listen", f"{vc.ip}:443", "-control", f"127.0.0.1:{vc.control}",
-            "-cert", RUN / "tls" / f"{vc.name}.pem", "-key", RUN / "tls" / f"{vc.name}.key",
-            "-user", user, "-clusters", vc.clusters,
-            "-hosts", ",".join(vc.hosts), "-standalone", ",".join(vc.standalone)], env=env)))
-    for vc, process in started:
-        processes.started(process, [(vc.ip, 443), ("127.0.0.1", vc.control)])
-        for host, status in {**vc.hosts, **vc.standalone}.items():
-            vc.set(host, overallStatus=status)
+    begun = [(vc, begin(processes, vc, user, password)) for vc in vcenters]
+    for vc, process in begun:
+        prepare(processes, vc, process)
+
+
+def begin(processes, vc, user, password):
+    env = {**os.environ, "VCSIM_PASSWORD": password, "VCSIM_SECURE_COOKIES": "true"}
+    return processes.start(f"vcsim-{vc.name}", [
+        CACHE / "bin/vcsim", "-listen", f"{vc.ip}:443", "-control", f"127.0.0.1:{vc.control}",
+        "-cert", RUN / "tls" / f"{vc.name}.pem", "-key", RUN / "tls" / f"{vc.name}.key",
+        "-user", user, "-clusters", vc.clusters,
+        "-hosts", ",".join(vc.hosts), "-standalone", ",".join(vc.standalone)], env=env)
+
+
+def prepare(processes, vc, process):
+    """Waits until it listens, and makes its hosts what they were."""
+    processes.started(process, [(vc.ip, 443), ("127.0.0.1", vc.control)])
+    for host, status in {**vc.hosts, **vc.standalone}.items():
+        vc.set(host, overallStatus=status)
