@@ -34,6 +34,9 @@ def tell(setup, table, binary):
     # One page a poll, and nothing besides.
     said = lambda: well.state()["calls"].get("RetrievePropertiesEx", 0)
     table.check("both are up", True, within(30, "both", lambda: up(ill) == up(well) == 1))
+    told = lambda: sum(value for (name, labels), value in page().items()
+                       if name == "esxi_agent_vcenter_hints_total" and ("outcome", "read") in labels)
+    table.check("it listens at both", True, within(30, "both", lambda: told() >= 2))     # each begins with a read
     before, began = said(), time.monotonic()
     back, sessions, accepted, missed = [], [], [], 0
     for _ in range(RESTARTS):
