@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
+#[path = "harness/said.rs"]
+mod said;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -9,6 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use esxi_otel_agent::config::{InventoryConfig, StaticTarget};
 use esxi_otel_agent::inventory::{HttpSdConfig, InventoryWatch, SdAuth};
 use esxi_otel_agent::stats::Stats;
+use said::Said;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -303,39 +307,4 @@ async fn another_configuration_takes_the_place_of_the_first_for_those_who_listen
     assert_eq!(site.metric("esxi.agent.inventory.error"), Vec::<f64>::new(), "its series have ended");
     stop.cancel();
     watch.stopped().await;
-}
-
-/// Collects warnings and infos as plain lines.
-#[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
-
-impl Said {
-    fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
-impl std::io::Write for Said {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl From<Said> for tracing::Dispatch {
-    fn from(said: Said) -> Self {
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || said.clone())
-            .with_max_level(tracing::Level::INFO)
-            .with_ansi(false)
-            .with_level(false)
-            .with_target(false)
-            .without_time();
-        subscriber.finish().into()
-    }
 }

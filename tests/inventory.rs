@@ -2,14 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
+#[path = "harness/said.rs"]
+mod said;
+
 use esxi_otel_agent::config::{InventoryConfig, StaticTarget};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory, InventoryError, InventoryWatch, Shard};
 use esxi_otel_agent::stats::Stats;
+use said::Said;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
@@ -380,39 +384,5 @@ fn a_vcenters_name_for_a_host_is_joined_with_its_address() {
     ] {
         let found = inventory.match_host(name, site, management).map(|host| &*host.address);
         assert_eq!(found, expected, "{name} at {site}, {management:?}");
-    }
-}
-
-/// Collects warnings and infos as plain lines.
-#[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
-
-impl Said {
-    fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
-impl std::io::Write for Said {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl From<Said> for tracing::Dispatch {
-    fn from(said: Said) -> Self {
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || said.clone())
-            .with_ansi(false)
-            .with_level(false)
-            .with_target(false)
-            .without_time();
-        subscriber.finish().into()
     }
 }
