@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// For limits and defaults.
 pub(super) const SECOND: Duration = Duration::from_secs(1);
-/// The same.
+/// For limits and defaults.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A value as it is named in a problem.
