@@ -38,13 +38,18 @@ pub static HINTS: MetricDef = MetricDef {
     kind: Kind::Counter,
     unit: Unit::None,
     cadence: Cadence::Periodic,
-    help: "Hints by vCenters about changes: received, read (changes were read at once), read_failed, idle (a wait ended \
+    help: "Hints by vCenters about changes: received, read (changes were read at once, or by a poll that was due), read_failed, idle (a wait ended \
            without any), lost (a wait broke off), refused (the vCenter or the account's privileges do not allow them).",
     attributes: &["outcome"],
 };
 
-pub(super) fn count(stats: &Stats, outcome: &'static str) {
+fn count(stats: &Stats, outcome: &'static str) {
     stats.add(&HINTS, Attributes::new([("outcome", outcome)]), 1.0);
+}
+
+/// Takes down how it went to read what was wished for.
+pub(super) fn count_read(stats: &Stats, is_good: bool) {
+    count(stats, if is_good { "read" } else { "read_failed" });
 }
 
 /// When the next hurried read may begin, after the beginning of one that took so long.
@@ -103,13 +108,13 @@ impl Wishes {
         }
     }
 
-    /// What is to be read, from now on forgotten.
-    pub(super) fn take(&self) -> Wish {
+    /// What is to be read, if anything; from now on forgotten.
+    pub(super) fn take(&self) -> Option<Wish> {
         let State { hosts, everything } = std::mem::take(&mut *self.lock());
         if everything || hosts.len() > MOST_HOSTS {
-            Wish::Everything
+            Some(Wish::Everything)
         } else {
-            Wish::Hosts(hosts.into_iter().collect())
+            (!hosts.is_empty()).then(|| Wish::Hosts(hosts.into_iter().collect()))
         }
     }
 }
@@ -264,7 +269,7 @@ mod tests {
         wishes.add(hosts(1));
         wishes.add(hosts(2));
         assert_eq!(wishes.some().now_or_never(), Some(()));
-        let Wish::Hosts(taken) = wishes.take() else { panic!("not everything") };
+        let Some(Wish::Hosts(taken)) = wishes.take() else { panic!("not everything") };
         assert_eq!(taken.len(), 2, "each once");
         assert_eq!(wishes.some().now_or_never(), None, "they are forgotten then");
     }
@@ -279,12 +284,12 @@ mod tests {
     async fn many_hosts_are_read_with_all_the_others() {
         let wishes = Wishes::default();
         wishes.add(hosts(MOST_HOSTS));
-        assert!(matches!(wishes.take(), Wish::Hosts(_)));
+        assert!(matches!(wishes.take(), Some(Wish::Hosts(_))));
         wishes.add(hosts(MOST_HOSTS + 1));
-        assert_eq!(wishes.take(), Wish::Everything);
+        assert_eq!(wishes.take(), Some(Wish::Everything));
         wishes.add(Hint::Anything);
         wishes.add(hosts(1));
-        assert_eq!(wishes.take(), Wish::Everything);
-        assert_eq!(wishes.take(), Wish::Hosts(Vec::new()));
+        assert_eq!(wishes.take(), Some(Wish::Everything));
+        assert_eq!(wishes.take(), None);
     }
 }

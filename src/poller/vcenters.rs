@@ -163,13 +163,19 @@ impl VcenterPolls {
                 () = now.notified() => false,
                 () = hurried => true,
             };
-            let wish = Some(wishes.take()).filter(|_| is_hurried);
+            let wish = wishes.take();
             let began = Instant::now();
             let inventory = Arc::clone(&inventory.borrow());
             let polling = async {
                 match wish {
-                    Some(wish) => self.hurry(poller, wish, &inventory).await,
-                    None => drop(self.poll(poller, &inventory).await),
+                    Some(wish) if is_hurried => self.hurry(poller, wish, &inventory).await,
+                    // A poll that is due anyway reads what was wished for, too.
+                    wish => {
+                        let failure = self.poll(poller, &inventory).await;
+                        if wish.is_some() {
+                            hints::count_read(&self.stats, failure.is_none());
+                        }
+                    }
                 }
             };
             tokio::select! {
@@ -230,7 +236,7 @@ impl VcenterPolls {
             Wish::Everything => poller.poll(inventory).await,
             Wish::Hosts(hosts) => poller.poll_hosts(hosts, inventory).await,
         };
-        hints::count(&self.stats, if polled.outcome.is_ok() { "read" } else { "read_failed" });
+        hints::count_read(&self.stats, polled.outcome.is_ok());
         if polled.is_whole {
             self.conclude(poller, polled);
             return self.details(poller, inventory).await;
