@@ -69,7 +69,6 @@ async fn a_host_that_turns_red_is_at_the_collector_at_once_by_its_property_or_by
         let began = Instant::now();
         turns(&estate, &Status::Red, 0.0).await;
         let took = began.elapsed();
-        // 0.5 s of it are the exporter's, which sends changes together.
         assert!(took < Duration::from_secs(3), "{pushes:?}: {took:?}");
         let reads = estate.vcenters[0].calls("RetrievePropertiesEx") - reads;
         assert!((1..=WHY).contains(&reads), "the host, and why it is red: {reads} reads");

@@ -9,7 +9,7 @@ from .processes import RUN
 from .received import scraped, series
 
 INTERVAL = 30
-ARRIVAL = 2             # seconds from the vCenter to the Collector's file; half a second of it changes are gathered
+ARRIVAL = 2             # seconds from the vCenter to the Collector's file; usually a fifth of one
 
 CONFIG = """
 prometheus: {{listen: "127.0.0.1:{port}"}}
