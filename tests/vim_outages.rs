@@ -105,8 +105,7 @@ async fn a_vcenter_that_restarts_again_and_again_hangs_and_is_unavailable_distur
     let seconds = began.elapsed().as_secs();
     for (before, after) in before.into_iter().zip(count()) {
         let polled = after - before;
-        // A busy machine may be late now and then; who had to wait for the ill one would have half of them at most.
-        assert!((seconds * 3 / 4..=seconds + 1).contains(&polled), "{polled} polls in {seconds} s");
+        assert!((seconds - 1..=seconds + 1).contains(&polled), "{polled} polls in {seconds} s");
     }
     agent.stop().await;
     for vcenter in &estate.vcenters {
