@@ -338,9 +338,10 @@ async fn no_secret_is_seen_anywhere_and_the_end_is_quick_although_everything_han
     estate.arrives("esxi.host.ssh.up", &[("hostsystem", &estate.host(0))], 1.0).await;
     estate.arrives("esxi.host.ssh.up", &[("hostsystem", &estate.host(1))], 0.0).await;
     estate.arrives("esxi.vcenter.up", &[], 1.0).await;
-    let has_trace =
-        |seen: &esxi_otel_agent::simulator::sink::Seen| !seen.spans.is_empty() && !seen.logs.is_empty();
-    estate.sink.wait_until(has_trace, LIMIT).await.unwrap();
+    let is_told = |seen: &esxi_otel_agent::simulator::sink::Seen| {
+        !seen.spans.is_empty() && seen.logs.iter().any(|log| log.body.contains("auth_failed"))
+    };
+    estate.sink.wait_until(is_told, LIMIT).await.unwrap();
 
     let mut everything = estate.sink.seen(|seen| {
         assert!(

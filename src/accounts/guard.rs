@@ -223,9 +223,10 @@ impl Guard {
                 None
             }
         };
-        shared.publish();
         let guard = Self { shared, writer };
         guard.flush().await;
+        // Not before: what was not tried yet is no trouble, and would be told as one.
+        guard.shared.publish();
         guard
     }
 

@@ -236,6 +236,23 @@ async fn a_journal_without_its_key_or_that_is_gone_is_not_an_empty_one() {
 }
 
 #[tokio::test]
+async fn a_memory_that_is_still_being_read_is_no_trouble() {
+    let (folder, time) = (folder(), Time::new());
+    let mut other = Journal::prepare(folder.path()).unwrap();
+    let stats = Stats::new();
+    let usable = || stats.samples().iter().find(|s| s.def.name == USABLE.name).map(|s| s.value);
+
+    let reading = other.lock().unwrap();
+    let open = Guard::open_with(config(), folder.path(), Arc::clone(&stats), time.clock("boot"));
+    tokio::pin!(open);
+    assert!(futures::poll!(open.as_mut()).is_pending());
+    assert_eq!(usable(), None, "nobody can know it yet");
+    drop(reading);
+    open.await;
+    assert_eq!(usable(), Some(1.0));
+}
+
+#[tokio::test]
 async fn where_nothing_can_be_written_no_password_is_tried() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let state_dir = file.path().join("state");
