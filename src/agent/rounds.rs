@@ -4,7 +4,7 @@ use super::StartError;
 use crate::accounts::Accounts;
 use crate::accounts::guard::Guard;
 use crate::collectors;
-use crate::config::{Config, root_files};
+use crate::config::Config;
 use crate::file_stamp::Digest;
 use crate::inventory::{Discovery, Inventory, InventoryWatch};
 use crate::open_files;
@@ -70,7 +70,7 @@ pub(super) struct Controls {
 /// What could go wrong with another configuration, done: the rest can't.
 pub(super) struct Prepared {
     config: Arc<Config>,
-    trusted: Digest,
+    files: Digest,
     /// `None`: as before.
     host_keys: Option<Arc<HostKeys>>,
 }
@@ -130,7 +130,7 @@ impl Rounds {
             first.clone(),
         );
 
-        let setup = poll_setup(config, access, trusted(config).await, discovery);
+        let setup = poll_setup(config, access, files(config).await, discovery);
         let (setup, by_setup) = watch::channel(Arc::new(setup));
         let lists = HostLists::new(by_setup.clone(), Arc::clone(&stats), first.clone());
         let vcenters = VcenterPolls::new(by_setup, Arc::clone(&readings), Arc::clone(&stats), first);
@@ -250,16 +250,16 @@ impl Controls {
             true => None,
             false => Some(Arc::new(host_keys(&config, &self.stats)?)),
         };
-        let trusted = trusted(&config).await;
+        let files = files(&config).await;
         if self.config.inventory != config.inventory {
             self.inventory.reconfigure(&config.inventory).await?;
         }
-        Ok(Prepared { config, trusted, host_keys })
+        Ok(Prepared { config, files, host_keys })
     }
 
     /// Takes over what was prepared: every room hears of what concerns it.
     pub(super) fn apply(&mut self, prepared: Prepared) {
-        let Prepared { config, trusted, host_keys } = prepared;
+        let Prepared { config, files, host_keys } = prepared;
         if let Some(host_keys) = host_keys {
             self.host_keys = host_keys;
         }
@@ -270,7 +270,7 @@ impl Controls {
             Arc::clone(&access.allow),
         );
         self.means.send_replace(Means::new(connector, Arc::clone(&access.accounts)));
-        self.setup.send_replace(Arc::new(poll_setup(&config, access, trusted, self.inventory.discovery())));
+        self.setup.send_replace(Arc::new(poll_setup(&config, access, files, self.inventory.discovery())));
         let collectors: HostCollectors = collectors::host_collectors(&config).into();
         for collector in collectors.iter() {
             self.readings.keep_parts(collector.name(), |part| collector.asks_for(part));
@@ -324,13 +324,13 @@ fn pace(config: &Config) -> Pace {
     )
 }
 
-fn poll_setup(config: &Config, access: Access, trusted: Digest, discovery: Discovery) -> PollSetup {
+fn poll_setup(config: &Config, access: Access, files: Digest, discovery: Discovery) -> PollSetup {
     let collectors = collectors::vcenter_collectors(config);
     let interval = collectors.iter().map(|collector| collector.interval()).min();
     PollSetup {
         interval: interval.unwrap_or(Duration::from_secs(30)),
         config: config.vcenter.clone(),
-        trusted,
+        files,
         collectors,
         access,
         discovery: kinds_asked(config).0.then_some(discovery),
@@ -343,11 +343,8 @@ pub fn lists_alone(config: &Config, access: Access, discovery: Discovery) -> Pol
     PollSetup { collectors: Vec::new(), ..setup }
 }
 
-async fn trusted(config: &Config) -> Digest {
-    let ca_file = config.vcenter.ca_file.clone();
-    let read = move || {
-        let files = ca_file.map(|path| root_files(&path).unwrap_or_default()).unwrap_or_default();
-        Digest::of(files.iter().map(PathBuf::as_path))
-    };
+async fn files(config: &Config) -> Digest {
+    let vcenter = config.vcenter.clone();
+    let read = move || Digest::of(vcenter.files().iter().map(PathBuf::as_path));
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }

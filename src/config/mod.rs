@@ -12,6 +12,7 @@ mod file;
 mod inventory;
 mod load;
 mod otlp;
+mod proxy;
 mod report;
 mod section;
 mod values;
@@ -19,8 +20,9 @@ mod vcenter;
 pub mod watch;
 
 pub use load::{Loaded, Overrides, Sources};
+pub use proxy::{ProxyAuth, ProxyConfig, ProxyUrl};
 pub use report::{ConfigError, Origin, Problem, SettingOrigin};
-pub use vcenter::{Thumbprint, VcenterConfig, read_roots, root_files};
+pub use vcenter::{Thumbprint, VcenterConfig, read_roots};
 // Those rooms are configured by types of their own, since this one knows them already.
 pub use crate::accounts::{AccountsConfig, LockoutConfig};
 pub use crate::inventory::{InventoryConfig, StaticTarget};

@@ -1,7 +1,7 @@
 //! How single values are read and written. Each reader says what it found and what is allowed.
 
 use super::file::Value;
-use super::{Compression, HostKeyPolicy, NotInstalled};
+use super::{Compression, HostKeyPolicy, NotInstalled, ProxyUrl};
 use crate::inventory::{AddressTemplate, SdUrl, Shard};
 use jiff::SignedDuration;
 use jiff::fmt::friendly::{Spacing, SpanPrinter};
@@ -29,7 +29,7 @@ pub(super) fn describe(value: &Value) -> String {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let short: String = text.chars().take(80).collect();
     let dots = if short.len() < text.len() { "…" } else { "" };
     format!("{short:?}{dots}")
@@ -242,7 +242,20 @@ macro_rules! show_by_display {
     };
 }
 
-show_by_display!(bool, u16, u32, u64, usize, f64, String, SocketAddr, AddressTemplate, SdUrl, Shard);
+show_by_display!(
+    bool,
+    u16,
+    u32,
+    u64,
+    usize,
+    f64,
+    String,
+    SocketAddr,
+    AddressTemplate,
+    ProxyUrl,
+    SdUrl,
+    Shard
+);
 
 impl Show for PathBuf {
     fn show(&self) -> String {

@@ -1,6 +1,7 @@
 //! The section `vcenter`: how vCenters are reached and what is believed of them.
 
 use super::file::Value;
+use super::proxy::{ProxyConfig, proxy};
 use super::section::{At, By, Section};
 use super::values::{SECOND, boolean, duration, integer, parsed};
 use rustls::pki_types::CertificateDer;
@@ -22,6 +23,8 @@ pub struct VcenterConfig {
     /// The one certificate that is right, by the vCenter's address or host name in lower case. It needs no
     /// chain, no name and no root then.
     pub thumbprints: BTreeMap<String, Thumbprint>,
+    /// What stands between; `None`: nothing, whatever variables say.
+    pub proxy: Option<ProxyConfig>,
     /// Objects a page to ask for; 0 = the server decides.
     pub page_size: u32,
     /// Read everything in one answer, by the method of API 4.0, instead of page by page.
@@ -40,6 +43,7 @@ impl Default for VcenterConfig {
             verify_tls: true,
             ca_file: None,
             thumbprints: BTreeMap::new(),
+            proxy: None,
             page_size: 0,
             unpaged: false,
             hints: true,
@@ -53,6 +57,14 @@ impl VcenterConfig {
     /// The thumbprint for a vCenter: that of its address as the inventory has it, or of its host name.
     pub fn thumbprint_of(&self, address: &str, host: &str) -> Option<Thumbprint> {
         [address, host].iter().find_map(|name| self.thumbprints.get(&name.to_ascii_lowercase())).copied()
+    }
+
+    /// The files that decide how a vCenter is reached and believed, as they are now. Blocks while it lists a
+    /// folder.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let roots = self.ca_file.as_deref().map(|path| root_files(path).unwrap_or_default());
+        let auth = self.proxy.as_ref().and_then(|proxy| proxy.auth.as_ref());
+        roots.into_iter().flatten().chain(auth.map(|auth| auth.password_file.clone())).collect()
     }
 }
 
@@ -126,7 +138,7 @@ pub fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 ///
 /// # Errors
 /// When a folder can't be read.
-pub fn root_files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+fn root_files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
@@ -169,6 +181,7 @@ pub(super) fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
         context.problem_at(ca_file, format!("{}: {problem}", ca_file.value.display()));
     }
     let thumbprints = thumbprints(&mut section);
+    let proxy = proxy(&mut section);
     let page_size = section.setting("page_size", integer(0..=100_000)).or(0);
     let unpaged = section.setting("unpaged", boolean).or(false).value;
     if unpaged && page_size.is_given() && page_size.value > 0 {
@@ -185,6 +198,7 @@ pub(super) fn vcenter(root: &mut Section<'_>) -> VcenterConfig {
         verify_tls,
         ca_file,
         thumbprints,
+        proxy,
         page_size,
         unpaged,
         hints,

@@ -2,7 +2,7 @@
 //! names. A new version is read as a whole and checked like the first one; whether it is taken over is
 //! decided by whoever runs with the old one.
 
-use super::{Config, Loaded, Sources, root_files};
+use super::{Config, Loaded, Sources};
 use crate::accounts::{Account, Proof, SecretSource};
 use crate::file_stamp::{Digest, FileStamp};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
@@ -215,11 +215,9 @@ fn files(config: &Config) -> BTreeSet<PathBuf> {
     for account in of_rules.chain([&accounts.esxi, &accounts.vcenter]).flatten() {
         files.extend(files_of(account));
     }
-    if let Some(ca_file) = &config.vcenter.ca_file {
-        // A folder is one whose entries come and go, and each of its files may be overwritten.
-        files.extend(root_files(ca_file).unwrap_or_default());
-        files.insert(ca_file.clone());
-    }
+    // A folder is one whose entries come and go, and each of its files may be overwritten.
+    files.extend(config.vcenter.files());
+    files.extend(config.vcenter.ca_file.clone());
     if let Some(otlp) = &config.otlp {
         files.extend([&otlp.ca_file, &otlp.cert_file, &otlp.key_file].into_iter().flatten().cloned());
     }

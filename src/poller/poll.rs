@@ -54,8 +54,8 @@ pub struct PollSetup {
     pub interval: Duration,
     /// TLS, pages, limits.
     pub config: VcenterConfig,
-    /// The content of the certificates that `config` names: a file that keeps its name may be another one.
-    pub trusted: Digest,
+    /// The content of the files that `config` names: one that keeps its name may be another one.
+    pub files: Digest,
     /// On whose behalf.
     pub collectors: Vec<Arc<dyn VcenterCollector>>,
     /// As whom.
@@ -73,7 +73,7 @@ pub struct VcenterPoller {
     access: Access,
     stats: Arc<Stats>,
     client: Option<VimClient>,
-    trusted: Digest,
+    files: Digest,
     unknown: Unknown,
     /// When the poll that began last has to have ended, its details included.
     until: Instant,
@@ -127,7 +127,7 @@ impl VcenterPoller {
             access,
             stats,
             client: None,
-            trusted: Digest::default(),
+            files: Digest::default(),
             unknown: Unknown::default(),
             until: Instant::now(),
             failing: BTreeSet::new(),
@@ -150,7 +150,7 @@ impl VcenterPoller {
     pub async fn adapt(&mut self, setup: &PollSetup) {
         let account = |access: &Access| access.accounts.account_of_vcenter(&self.vcenter).cloned();
         let as_before = self.config == setup.config
-            && self.trusted == setup.trusted
+            && self.files == setup.files
             && self.access.allow == setup.access.allow
             && account(&self.access) == account(&setup.access);
         if !as_before {
@@ -158,7 +158,7 @@ impl VcenterPoller {
             self.client = None;
         }
         self.config.clone_from(&setup.config);
-        self.trusted = setup.trusted;
+        self.files = setup.files;
         self.access.clone_from(&setup.access);
         let mut before = std::mem::take(&mut self.collectors);
         let bound = |collector: &Arc<dyn VcenterCollector>| {

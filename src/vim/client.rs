@@ -15,7 +15,7 @@ use super::tls::{Certificate, Trust};
 use super::transport::{LOGOUT_TIMEOUT, ReadAnswer, Stage, Transport};
 use crate::accounts::guard::Guard;
 use crate::accounts::{Accounts, Login, LoginSecret};
-use crate::config::VcenterConfig;
+use crate::config::{ProxyUrl, VcenterConfig};
 use crate::inventory::{Allow, Vcenter};
 use crate::outcome::{Failure, FailureReason};
 use crate::stats::Stats;
@@ -151,6 +151,11 @@ impl VimClient {
     /// The certificate that the server presented last, whether it was believed or not.
     pub fn certificate(&self) -> Option<Arc<Certificate>> {
         self.transport.certificate()
+    }
+
+    /// The proxy that stands between.
+    pub fn proxy(&self) -> Option<&ProxyUrl> {
+        self.transport.proxy()
     }
 
     /// By which rule certificates are believed.

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
 };
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use x509_cert::der::Decode as _;
 
 /// Longest name of a subject or issuer that is kept, characters.
@@ -121,7 +121,14 @@ pub(super) struct Tls {
     presented: Presented,
 }
 
-type Presented = Arc<Mutex<Option<Arc<Certificate>>>>;
+type Presented = Arc<Mutex<Seen>>;
+
+/// What was seen at the last handshake.
+#[derive(Debug, Default)]
+struct Seen {
+    certificate: Option<Arc<Certificate>>,
+    version: Option<&'static str>,
+}
 
 impl Tls {
     /// The rules that `config` has for the vCenter of this address and host. A thumbprint goes before all
@@ -161,8 +168,17 @@ impl Tls {
 
     /// The certificate that was presented last, whatever became of it.
     pub fn presented(&self) -> Option<Arc<Certificate>> {
-        self.presented.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        seen(&self.presented).certificate.clone()
     }
+
+    /// The version of TLS that the server spoke last, once it has proved that it has its certificate's key.
+    pub fn version(&self) -> Option<&'static str> {
+        seen(&self.presented).version
+    }
+}
+
+fn seen(presented: &Presented) -> MutexGuard<'_, Seen> {
+    presented.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
@@ -190,9 +206,9 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let seen = Certificate::read(certificate, chain);
-        let found = seen.thumbprint;
-        *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(seen));
+        let read = Certificate::read(certificate, chain);
+        let found = read.thumbprint;
+        *seen(&self.presented) = Seen { certificate: Some(Arc::new(read)), version: None };
         match &self.rule {
             Rule::Chain(inner) => inner.verify_server_cert(certificate, chain, name, ocsp, now),
             Rule::Pinned(expected) if *expected != found => {
@@ -210,6 +226,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
+        seen(&self.presented).version = Some("TLS 1.2");
         verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -220,6 +237,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
+        seen(&self.presented).version = Some("TLS 1.3");
         verify_tls13_signature(message, certificate, signature, algorithms)
     }
 

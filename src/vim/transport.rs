@@ -2,12 +2,13 @@
 //! of sessions but that cookies are kept.
 
 mod cookies;
+mod proxy;
 mod trouble;
 
 use super::resolver::AllowedOnly;
 use super::soap::{Method, NoResult, SOAP_ACTION};
 use super::tls::{Certificate, Tls, Trust};
-use crate::config::VcenterConfig;
+use crate::config::{ProxyUrl, VcenterConfig};
 use crate::inventory::{Allow, Endpoint, Vcenter};
 use crate::metric::{Attributes, Cadence, Kind, MetricDef, Unit};
 use crate::outcome::{Failure, FailureReason, chain};
@@ -15,9 +16,9 @@ use crate::stats::Stats;
 use crate::steps::Steps;
 use bytes::Bytes;
 use cookies::Cookies;
+use proxy::Tunnel;
 use reqwest::cookie::CookieStore as _;
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
-use reqwest::tls::{TlsInfo, Version};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,6 +124,8 @@ pub struct Transport {
 struct Line {
     vcenter: Arc<str>,
     tls: Tls,
+    /// `None`: directly.
+    tunnel: Option<Tunnel>,
     /// Where names lead to; `None`: wherever the system says.
     resolver: Option<Arc<AllowedOnly>>,
     connect_timeout: Duration,
@@ -142,10 +145,12 @@ impl Line {
             .connect_timeout(self.connect_timeout)
             .tcp_keepalive(Duration::from_secs(30))
             .pool_max_idle_per_host(1)
-            .tls_backend_preconfigured(self.tls.config.clone())
-            .tls_info(true);
+            .tls_backend_preconfigured(self.tls.config.clone());
         if let Some(resolver) = &self.resolver {
             builder = builder.dns_resolver(Arc::clone(resolver));
+        }
+        if let Some(tunnel) = &self.tunnel {
+            builder = builder.proxy(tunnel.proxy());
         }
         builder.build().map_err(|error| {
             Failure::new(
@@ -157,7 +162,7 @@ impl Line {
 }
 
 impl Transport {
-    /// Fails when `ca_file` can't be used or the address is none.
+    /// Fails when `ca_file` or the proxy's password can't be used or the address is none.
     /// Or when the address is not of `allow`; where it is a name and only its address can tell, the call
     /// fails by that.
     pub fn new(
@@ -175,6 +180,7 @@ impl Transport {
         let line = Line {
             vcenter: Arc::clone(&vcenter.address),
             tls: Tls::new(config, &vcenter.address, host)?,
+            tunnel: Tunnel::to(vcenter, config, allow)?,
             resolver: (!allow.names(host)).then(|| Arc::new(AllowedOnly(Arc::clone(allow)))),
             connect_timeout: config.connect_timeout,
         };
@@ -213,6 +219,11 @@ impl Transport {
     /// By which rule certificates are believed.
     pub fn trust(&self) -> Trust {
         self.line.tls.trust
+    }
+
+    /// The proxy that stands between.
+    pub fn proxy(&self) -> Option<&ProxyUrl> {
+        self.line.tunnel.as_ref().map(|tunnel| &tunnel.url)
     }
 
     /// Address of the vCenter, as the inventory has it.
@@ -316,12 +327,17 @@ impl Transport {
             .header(CONTENT_TYPE, "text/xml; charset=utf-8")
             .header("SOAPAction", SOAP_ACTION)
             .body(body);
-        let mut response = request.send().await.map_err(|error| CallError {
-            stage: if error.is_connect() { Stage::Connecting } else { Stage::Asking },
-            failure: self.classify(&error.without_url()),
+        let mut response = request.send().await.map_err(|error| {
+            let stage = if error.is_connect() { Stage::Connecting } else { Stage::Asking };
+            let failure = self.classify(&error.without_url());
+            let failure = match self.line.tunnel.as_ref().filter(|_| stage == Stage::Connecting) {
+                Some(tunnel) => tunnel.explain(failure),
+                None => failure,
+            };
+            CallError { failure, stage }
         })?;
-        if let Some(tls) = response.extensions().get::<TlsInfo>() {
-            self.tell_tls(tls);
+        if let Some(version) = self.line.tls.version() {
+            self.steps.fact("tls", version);
         }
         let status = response.status();
         span.record("http.response.status_code", status.as_u16());
@@ -344,17 +360,6 @@ impl Transport {
         span.record("http.response.body.size", size);
         self.count_bytes("received", size);
         Ok(())
-    }
-
-    fn tell_tls(&self, tls: &TlsInfo) {
-        if let Some(version) = tls.version() {
-            let name = match version {
-                Version::TLS_1_2 => "TLS 1.2",
-                Version::TLS_1_3 => "TLS 1.3",
-                _ => "older than TLS 1.2",
-            };
-            self.steps.fact("tls", name);
-        }
     }
 
     /// The reason for a request that got no response.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod estate;
+pub mod proxy;
 
 use esxi_otel_agent::simulator::host::{FleetHandle, FleetSpec, HostFleet};
 use std::fmt::Debug;

@@ -4,7 +4,7 @@ import signal
 import sys
 import traceback
 
-from interop import by_hand, discovery, lockout, outage, peers, restarts, story, why
+from interop import by_hand, discovery, lockout, outage, peers, proxy, restarts, story, why
 from interop.table import Table
 
 
@@ -22,7 +22,7 @@ def main():
         signal.signal(number, stop)
     setup, table = peers.Setup(), Table()
     only = sys.argv[sys.argv.index("--only") + 1:][:1] if "--only" in sys.argv else None
-    sections = {"discovery": discovery, "outage": outage, "lockout": lockout, "why": why, "restarts": restarts}
+    sections = {"discovery": discovery, "outage": outage, "lockout": lockout, "why": why, "restarts": restarts, "proxy": proxy}
     if only and only[0] not in sections or only == []:
         sys.exit(f"suite: --only wants the name of a section: {', '.join(sections)}")
     ok = False

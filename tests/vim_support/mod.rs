@@ -122,7 +122,7 @@ impl Setup {
         PollSetup {
             interval,
             config: self.config.clone(),
-            trusted: Digest::default(),
+            files: Digest::default(),
             collectors: vec![Arc::new(OverallState::new(&settings))],
             access: self.access(),
             discovery: None,

@@ -122,6 +122,9 @@ impl Connection {
         let mut text =
             format!("{}, {} {}", self.fact("tls"), self.fact("api_type"), self.fact("api_version"));
         let fact = |name| self.fact(name);
+        if !fact("proxy").is_empty() {
+            let _ = write!(text, "\n{indent}by the proxy {}", fact("proxy"));
+        }
         let (subject, issuer) = (fact("certificate_subject"), fact("certificate_issuer"));
         let _ = write!(text, "\n{indent}certificate {trust}: {subject}, issued by {issuer}");
         if !fact("certificate_chain").is_empty() {
@@ -283,17 +286,22 @@ impl Connections {
         (!self.vcenters.is_empty()).then_some(table)
     }
 
-    /// Algorithms and methods, each with the number of hosts.
+    /// Algorithms, methods and proxies, each with the number of those that it is for.
     fn in_common(&self) -> String {
         let algorithms = |host: &Connection| {
             ["key_exchange", "cipher", "host_key_algorithm"].map(|n| host.fact(n)).join(", ")
         };
         let offered = |host: &Connection| host.fact("methods").to_owned();
         let used = |host: &Connection| host.login().to_owned();
-        let mut text = counted("algorithms", self.hosts.iter().map(algorithms));
-        text.push_str(&counted("offered", self.hosts.iter().map(offered)));
-        text.push_str(&counted("logged in by", self.hosts.iter().map(used)));
-        text
+        let proxy = |vcenter: &Connection| vcenter.fact("proxy").to_owned();
+        let hosts = || self.hosts.iter();
+        [
+            counted("algorithms", hosts().map(algorithms), "host"),
+            counted("offered", hosts().map(offered), "host"),
+            counted("logged in by", hosts().map(used), "host"),
+            counted("by the proxy", self.vcenters.iter().map(proxy), "vCenter"),
+        ]
+        .concat()
     }
 }
 
@@ -345,12 +353,12 @@ fn doubts(vcenter: &Connection) -> Vec<String> {
     doubts
 }
 
-fn counted(what: &str, values: impl Iterator<Item = String>) -> String {
+fn counted(what: &str, values: impl Iterator<Item = String>, whose: &str) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for value in values.filter(|value| value.chars().any(char::is_alphanumeric)) {
         *counts.entry(value).or_default() += 1;
     }
-    counts.iter().map(|(value, number)| format!("{what}: {value} ({})\n", count(*number, "host"))).collect()
+    counts.iter().map(|(value, number)| format!("{what}: {value} ({})\n", count(*number, whose))).collect()
 }
 
 /// Fits the table into the terminal, or into 120 columns.

@@ -71,6 +71,9 @@ impl Checker {
         client.tell(steps.clone());
         steps.fact("tls_verified", (client.trust() != Trust::Unverified).to_string());
         steps.fact("tls_trust", client.trust().word());
+        if let Some(proxy) = client.proxy() {
+            steps.fact("proxy", proxy.to_string());
+        }
         if let Some(certificate) = client.certificate() {
             tell_certificate(&certificate, steps);
         }
