@@ -227,6 +227,7 @@ fn report(batches: &[Batch]) {
 fn config(endpoint: &str) -> OtlpConfig {
     OtlpConfig {
         endpoint: endpoint.to_owned(),
+        failover: Vec::new(),
         compression: Compression::Zstd,
         headers: vec![],
         ca_file: None,

@@ -176,6 +176,44 @@ async fn a_collector_that_goes_and_comes_back_is_two_lines_in_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_the_first_collector_is_away_all_signals_go_to_the_next_one() {
+    let start_one = || Sink::start(SinkOptions::default()).expect("a free port");
+    let (first, second) = (start_one(), start_one());
+    let mut config = all_signals(&first);
+    config.otlp.as_mut().expect("there is one").failover = vec![second.endpoint()];
+    let lines = Lines::default();
+    let telemetry = start(&config, lines.console(Verbosity::Info));
+    let exporter = telemetry.exporter().expect("there is one");
+    let has_all = |seen: &Seen| {
+        let signals = [Signal::Metrics, Signal::Traces, Signal::Logs];
+        signals.iter().all(|signal| seen.messages.iter().any(|message| message.signal == *signal))
+    };
+    visit(&telemetry, "esx1", true);
+    exporter.export_now().await.expect("running");
+    first.wait_until(has_all, LIMIT).await.expect("the first one has everything");
+    let endpoint = first.endpoint();
+    first.stop().await;
+    assert_eq!(second.seen(|seen| seen.messages.len()), 0, "one at a time");
+
+    visit(&telemetry, "esx2", true);
+    exporter.export_now().await.expect("running");
+    second.wait_until(has_all, LIMIT).await.expect("the second one has everything");
+    let what_waited = |seen: &Seen| {
+        let is_it = |name: Option<&String>| name.is_some_and(|name| name == "esx2");
+        seen.spans_named("host.visit").any(|span| is_it(span.attributes.get("server.address")))
+            && seen.logs.iter().any(|log| log.body == "connected to esx2")
+    };
+    second.wait_until(what_waited, LIMIT).await.expect("what was seen meanwhile");
+    telemetry.shutdown(Duration::from_secs(3)).await;
+    let text = lines.text();
+    let said: Vec<_> = text.lines().filter(|line| line.contains("OTLP")).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].contains(&format!("{endpoint} takes nothing for now")), "{}", said[0]);
+    let moved = format!("WARN OTLP: everything goes to {}, until {endpoint} is back", second.endpoint());
+    assert!(said[1].ends_with(&moved), "{}", said[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_hangs_keeps_nobody_from_ending() {
     let sink = Sink::start(SinkOptions { fault: Some(Fault::Hang), ..SinkOptions::default() });
     let sink = sink.expect("a free port");

@@ -177,10 +177,10 @@ impl<'a> Reloader<'a> {
             .otlp
             .as_ref()
             .filter(|otlp| new.otlp != old.otlp || self.contents.differ_in(&contents, files_of(otlp)));
-        let peer = otlp.map(Telemetry::peer).transpose()?;
+        let peers = otlp.map(Telemetry::peers).transpose()?;
         let prepared = self.controls.prepare(Arc::clone(&new)).await?;
-        if let Some((otlp, peer)) = otlp.zip(peer) {
-            self.telemetry.reconfigure(otlp, peer);
+        if let Some((otlp, peers)) = otlp.zip(peers) {
+            self.telemetry.reconfigure(otlp, peers);
         }
         self.controls.apply(prepared);
         self.telemetry.make_room(self.controls.hosts());
@@ -255,6 +255,7 @@ fn changed_while_running(old: &OtlpConfig, new: &OtlpConfig) -> OtlpConfig {
     let new = new.clone();
     OtlpConfig {
         endpoint: new.endpoint,
+        failover: new.failover,
         compression: new.compression,
         headers: new.headers,
         ca_file: new.ca_file,

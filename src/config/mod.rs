@@ -157,6 +157,8 @@ pub enum HostKeyPolicy {
 pub struct OtlpConfig {
     /// `http://host:port` or `https://host:port`.
     pub endpoint: String,
+    /// Of the same form: where everything goes while `endpoint` takes nothing, in the order of preference.
+    pub failover: Vec<String>,
     /// Compression of the messages.
     pub compression: Compression,
     /// gRPC metadata; the values are secrets.

@@ -47,6 +47,7 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path)
         .env(&metrics_of("ENDPOINT"), endpoint)
         .env(&all_of("ENDPOINT"), endpoint)
         .or("http://localhost:4317".to_owned());
+    let failover = failover(&mut section, &place);
     let compression = section
         .setting("compression", one_of(COMPRESSIONS))
         .env(&metrics_of("COMPRESSION"), one_of(COMPRESSIONS))
@@ -62,7 +63,7 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path)
     let cert_file = pem("cert_file", "CLIENT_CERTIFICATE");
     let key_file = pem("key_file", "CLIENT_KEY");
     drop(tls);
-    check_tls(context, &place, [&ca_file, &cert_file, &key_file]);
+    check_tls(context, &place, &failover, [&ca_file, &cert_file, &key_file]);
 
     let interval = section
         .setting("interval", duration(INTERVALS))
@@ -91,6 +92,7 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path)
     note_other_signals(context);
     enabled.then_some(OtlpConfig {
         endpoint: place.value,
+        failover,
         compression,
         headers,
         ca_file: ca_file.map(|file| file.value),
@@ -108,6 +110,22 @@ pub(super) fn resolve(root: &mut Section<'_>, host_name: &str, state_dir: &Path)
         logs,
         events,
     })
+}
+
+fn failover(otlp: &mut Section<'_>, first: &At<String>) -> Vec<String> {
+    let place = otlp.place_of("failover");
+    let mut endpoints: Vec<String> = Vec::new();
+    for element in otlp.list("failover").unwrap_or_default() {
+        let Some(endpoint) = element.parse(endpoint) else { continue };
+        if endpoint == first.value || endpoints.contains(&endpoint) {
+            element.problem(format!("{endpoint} is named twice"));
+        }
+        endpoints.push(endpoint);
+    }
+    if !endpoints.is_empty() {
+        otlp.context.record("otlp.failover", endpoints.join(", "), place);
+    }
+    endpoints
 }
 
 fn spool(otlp: &mut Section<'_>, state_dir: &Path) -> Option<SpoolConfig> {
@@ -172,9 +190,14 @@ fn check_header(name: &str, value: &str) -> Result<(), String> {
     value.map(|_| ()).map_err(|_| format!("the value of {name} has other than visible ASCII characters"))
 }
 
-fn check_tls(context: &Context<'_>, place: &At<String>, files: [&Option<At<PathBuf>>; 3]) {
+fn check_tls(
+    context: &Context<'_>,
+    place: &At<String>,
+    failover: &[String],
+    files: [&Option<At<PathBuf>>; 3],
+) {
     if let Some(file) = files.into_iter().flatten().next()
-        && place.value.starts_with("http://")
+        && [&place.value].into_iter().chain(failover).all(|endpoint| endpoint.starts_with("http://"))
         && !place.bad
     {
         let message = format!("is given, but the endpoint {} is without TLS; write https://", place.value);

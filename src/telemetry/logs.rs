@@ -1,8 +1,9 @@
 //! Log records: to the console, and over OTLP.
 
 use super::export::peer::{Presence, Signal};
+use super::export::transport::Destination;
 use super::filter::{self, Verbosity};
-use super::outbox::{Outbox, Post, Postman, Route};
+use super::outbox::{Outbox, Post, Postman};
 use super::{TelemetryError, signals};
 use crate::metric::{Cadence, Kind, MetricDef, Unit};
 use crate::stats::Stats;
@@ -93,17 +94,18 @@ pub(super) fn provider(outbox: Outbox<Record>, resource: Resource) -> SdkLoggerP
 /// Who sends the records.
 pub(super) fn postman(
     outbox: Outbox<Record>,
-    route: watch::Receiver<Route>,
+    destination: watch::Receiver<Destination>,
     resource: Resource,
     presence: Arc<Presence>,
 ) -> Result<Postman<RecordPost>, TelemetryError> {
-    let build = move |route: &Route| {
-        let exporter = signals::along(route, opentelemetry_otlp::LogExporter::builder().with_tonic()).build();
+    let build = move |destination: &Destination| {
+        let exporter =
+            signals::along(destination, opentelemetry_otlp::LogExporter::builder().with_tonic()).build();
         let mut exporter = exporter.map_err(|error| TelemetryError::Exporter("logs", error))?;
         exporter.set_resource(&resource);
         Ok(RecordPost(exporter))
     };
-    Postman::new(outbox, route, build, presence)
+    Postman::new(outbox, destination, build, presence)
 }
 
 /// A record with the scope that it came from.

@@ -11,6 +11,7 @@ pub mod process;
 pub mod prometheus;
 pub mod sampling;
 
+mod failover;
 mod filter;
 mod logs;
 mod outbox;
@@ -33,18 +34,20 @@ use export::sender::Sender;
 use export::spool::{Keeper, SpoolOptions};
 use export::transport::{Destination, GrpcTransport};
 use export::{Exporter, Options, Parts, SPANS};
+use failover::{Collectors, Connect, Failover};
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData};
-use outbox::{Outbox, Route};
+use outbox::Outbox;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 use tracing_subscriber::layer::SubscriberExt;
@@ -74,7 +77,7 @@ pub struct Telemetry {
     pub dispatch: Dispatch,
     past_spans: PastSpans,
     exporter: Option<Exporter>,
-    knobs: Option<Knobs>,
+    ways: Option<Ways>,
     /// Tells what happens, until it is told to end.
     events: (JoinHandle<()>, CancellationToken),
     /// What else may change while it runs.
@@ -84,13 +87,13 @@ pub struct Telemetry {
 /// Traces and logs.
 #[derive(Debug)]
 struct Signals {
-    route: watch::Sender<Route>,
     keep: watch::Sender<TracesConfig>,
     spans: Outbox<SpanData>,
     closing: watch::Sender<bool>,
     senders: JoinSet<()>,
     /// What they are made with, which ends with them.
     _providers: (Option<SdkTracerProvider>, Option<SdkLoggerProvider>),
+    _failover: AbortOnDropHandle<()>,
 }
 
 impl Telemetry {
@@ -108,12 +111,15 @@ impl Telemetry {
             let dispatch = Dispatch::new(tracing_subscriber::registry().with(console.map(Console::layer)));
             let past_spans = PastSpans::default();
             let events = tell_events(readings, stats, None, &dispatch, &cancel);
-            return Ok(Self { dispatch, past_spans, exporter: None, knobs: None, events, signals: None });
+            return Ok(Self { dispatch, past_spans, exporter: None, ways: None, events, signals: None });
         };
-        let peer = Peer::new(otlp)?;
-        let presence = Arc::new(Presence::new(peer.name()));
+        let first = Destination { peer: Peer::new(otlp)?, compression: otlp.compression };
+        let presence = Arc::new(Presence::new(first.peer.name()));
         let resource = resource(otlp);
-        let (route, follow) = watch::channel(Route { peer: peer.clone(), compression: otlp.compression });
+        let (destination, follow) = watch::channel(first);
+        let failover = Failover::new(Connect, destination, Arc::clone(&presence));
+        let (collectors, listed) = watch::channel(collectors(otlp, Peer::all(otlp)?));
+        let (options, paced) = watch::channel(options(otlp));
         let (keep, kept) = watch::channel(otlp.traces.clone().unwrap_or(TracesConfig::NOTHING));
         let spans = Outbox::new(traces::cap(0), &SPANS, Arc::clone(&stats));
         let span_postman =
@@ -123,7 +129,8 @@ impl Telemetry {
             traces::provider(spans.clone(), kept, resource.clone(), presence, stats)
         });
         let records = logs::outbox(Arc::clone(&stats));
-        let record_postman = logs::postman(records.clone(), follow, resource.clone(), Arc::clone(&presence))?;
+        let record_postman =
+            logs::postman(records.clone(), follow.clone(), resource.clone(), Arc::clone(&presence))?;
         let logs = (otlp.logs || otlp.events).then(|| logs::provider(records, resource.clone()));
         let tracer = traces.as_ref().map(traces::tracer);
         let subscriber = tracing_subscriber::registry()
@@ -132,21 +139,24 @@ impl Telemetry {
             .with(console.map(Console::layer));
         let dispatch = Dispatch::new(subscriber);
         presence.log_to(&dispatch);
-        let knobs = Knobs::new(otlp, peer);
         let (closing, closes) = watch::channel(false);
         let mut senders = JoinSet::new();
         senders.spawn(span_postman.run(closes.clone()).with_subscriber(dispatch.clone()));
+        let failover = tokio::spawn(failover.run(listed).with_subscriber(dispatch.clone()));
         senders.spawn(record_postman.run(closes).with_subscriber(dispatch.clone()));
         let logger = logs.as_ref().filter(|_| otlp.events).map(logs::logger);
         let events = tell_events(Arc::clone(&readings), Arc::clone(&stats), logger, &dispatch, &cancel);
         let exporter = otlp.metrics.then(|| {
             tracing::dispatcher::with_default(&dispatch, || {
-                exporter(otlp, &knobs, presence, resource, readings, stats, cancel)
+                exporter(otlp, (follow, paced), presence, resource, readings, stats, cancel)
             })
         });
-        let signals = Signals { route, keep, spans, closing, senders, _providers: (traces, logs) };
-        let (past_spans, knobs, signals) = (PastSpans::new(tracer), Some(knobs), Some(signals));
-        Ok(Self { dispatch, past_spans, exporter, knobs, events, signals })
+        let failover = AbortOnDropHandle::new(failover);
+        let signals =
+            Signals { keep, spans, closing, senders, _providers: (traces, logs), _failover: failover };
+        let ways = Some(Ways { collectors, options });
+        let (past_spans, signals) = (PastSpans::new(tracer), Some(signals));
+        Ok(Self { dispatch, past_spans, exporter, ways, events, signals })
     }
 
     /// Makes spans whose times are known only afterwards.
@@ -154,27 +164,24 @@ impl Telemetry {
         self.past_spans.clone()
     }
 
-    /// The Collector that `otlp` names, for [`Telemetry::reconfigure`].
+    /// The Collectors that `otlp` names, for [`Telemetry::reconfigure`].
     ///
     /// # Errors
-    /// When its address, headers or files can't be used.
-    pub fn peer(otlp: &OtlpConfig) -> Result<Peer, TelemetryError> {
-        Ok(Peer::new(otlp)?)
+    /// When their addresses, headers or files can't be used.
+    pub fn peers(otlp: &OtlpConfig) -> Result<Vec<Peer>, TelemetryError> {
+        Ok(Peer::all(otlp)?)
     }
 
     /// Everything goes to another Collector, at another pace, from the next request on: what waits already, too.
-    /// Endpoint, headers, TLS, compression, time-out, interval, the size of messages and `traces.keep` are taken
+    /// Endpoints, headers, TLS, compression, time-out, interval, the size of messages and `traces.keep` are taken
     /// over; whatever else there is in `otlp` needs a new start.
-    pub fn reconfigure(&self, otlp: &OtlpConfig, peer: Peer) {
-        if let Some(knobs) = &self.knobs {
-            knobs.destination.send_replace(Destination { peer: peer.clone(), compression: otlp.compression });
-            knobs.options.send_replace(options(otlp));
+    pub fn reconfigure(&self, otlp: &OtlpConfig, peers: Vec<Peer>) {
+        if let Some(ways) = &self.ways {
+            ways.collectors.send_replace(collectors(otlp, peers));
+            ways.options.send_replace(options(otlp));
         }
-        if let Some(signals) = &self.signals {
-            signals.route.send_replace(Route { peer, compression: otlp.compression });
-            if let Some(keep) = &otlp.traces {
-                signals.keep.send_replace(keep.clone());
-            }
+        if let Some((signals, keep)) = self.signals.as_ref().zip(otlp.traces.as_ref()) {
+            signals.keep.send_replace(keep.clone());
         }
     }
 
@@ -227,29 +234,28 @@ fn tell_events(
     (tokio::spawn(telling.with_subscriber(dispatch.clone())), stop)
 }
 
-/// What of the export of metrics can change while it runs.
+/// What of the export can change while it runs.
 #[derive(Debug)]
-struct Knobs {
-    destination: watch::Sender<Destination>,
+struct Ways {
+    collectors: watch::Sender<Collectors>,
     options: watch::Sender<Options>,
 }
 
-impl Knobs {
-    fn new(otlp: &OtlpConfig, peer: Peer) -> Self {
-        let destination = Destination { peer, compression: otlp.compression };
-        Self { destination: watch::Sender::new(destination), options: watch::Sender::new(options(otlp)) }
-    }
+/// With everything that differs between Collectors.
+fn collectors(otlp: &OtlpConfig, peers: Vec<Peer>) -> Collectors {
+    peers.into_iter().map(|peer| Destination { peer, compression: otlp.compression }).collect()
 }
 
 fn exporter(
     config: &OtlpConfig,
-    knobs: &Knobs,
+    ways: (watch::Receiver<Destination>, watch::Receiver<Options>),
     presence: Arc<Presence>,
     resource: Resource,
     readings: Arc<Readings>,
     stats: Arc<Stats>,
     cancel: CancellationToken,
 ) -> Exporter {
+    let (destinations, options) = ways;
     let spool = config.spool.clone().map(SpoolOptions::new);
     let max_age = spool.as_ref().map_or(config.queue_max_age, |spool| spool.config.max_age);
     let queue = Arc::new(Queue::new(Caps { bytes: config.queue_max_bytes, age: max_age }));
@@ -257,10 +263,10 @@ fn exporter(
         let started = Keeper::start(&queue, spool, Arc::clone(&stats));
         started.inspect_err(|error| tracing::warn!("OTLP: no thread for the spool: {error}")).ok()
     });
-    let transport = GrpcTransport::new(knobs.destination.subscribe());
+    let transport = GrpcTransport::new(destinations);
     let sender = Sender::new(transport, Arc::clone(&queue), presence, Arc::clone(&stats), config.compression);
     let parts = Parts { resource, readings, stats, queue, keeper };
-    Exporter::spawn(knobs.options.subscribe(), parts, sender, cancel)
+    Exporter::spawn(options, parts, sender, cancel)
 }
 
 fn options(config: &OtlpConfig) -> Options {

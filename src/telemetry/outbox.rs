@@ -5,9 +5,9 @@
 //! In place of the SDK's batch processors: those drop a batch whose export failed, hold up the others while
 //! a Collector hangs, reserve all their room at the start, and drop in silence what does not fit.
 
-use super::export::peer::{Peer, Presence, Signal};
+use super::export::peer::{Presence, Signal};
+use super::export::transport::Destination;
 use super::{TelemetryError, signals};
-use crate::config::Compression;
 use crate::metric::{Attributes, MetricDef};
 use crate::stats::Stats;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
@@ -30,13 +30,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const CLOSING_PAUSE: Duration = Duration::from_millis(200);
 /// What the limit of a call does not cover: the wait for a connection.
 const MARGIN: Duration = Duration::from_secs(1);
-
-/// Where to send.
-#[derive(Debug, Clone)]
-pub(super) struct Route {
-    pub(super) peer: Peer,
-    pub(super) compression: Compression,
-}
 
 /// Sends the items of a signal once.
 pub(super) trait Post: Sized + Send + Sync {
@@ -137,32 +130,36 @@ impl<T> Outbox<T> {
     }
 }
 
-/// Makes what sends along a route.
-type Build<P> = Box<dyn Fn(&Route) -> Result<P, TelemetryError> + Send>;
+/// Makes what sends to a destination.
+type Build<P> = Box<dyn Fn(&Destination) -> Result<P, TelemetryError> + Send>;
 
 /// Empties an outbox into the Collector.
 pub(super) struct Postman<P: Post> {
     outbox: Outbox<P::Item>,
-    route: watch::Receiver<Route>,
+    destination: watch::Receiver<Destination>,
     build: Build<P>,
     post: P,
+    /// Name of the Collector that `post` sends to.
+    peer: String,
     presence: Arc<Presence>,
     pause: Duration,
 }
 
 impl<P: Post> Postman<P> {
-    /// Sends along the route of the time, by what `build` makes of it.
+    /// Sends to the destination of the time, by what `build` makes of it.
     ///
     /// # Errors
     /// When nothing can be made of the first one.
     pub(super) fn new(
         outbox: Outbox<P::Item>,
-        mut route: watch::Receiver<Route>,
-        build: impl Fn(&Route) -> Result<P, TelemetryError> + Send + 'static,
+        mut destination: watch::Receiver<Destination>,
+        build: impl Fn(&Destination) -> Result<P, TelemetryError> + Send + 'static,
         presence: Arc<Presence>,
     ) -> Result<Self, TelemetryError> {
-        let post = build(&route.borrow_and_update())?;
-        Ok(Self { outbox, route, build: Box::new(build), post, presence, pause: SHORTEST_PAUSE })
+        let first = destination.borrow_and_update().clone();
+        let (post, peer) = (build(&first)?, first.peer.name().to_owned());
+        let build = Box::new(build);
+        Ok(Self { outbox, destination, build, post, peer, presence, pause: SHORTEST_PAUSE })
     }
 
     /// Sends until `closing` says so and nothing waits any more. To be dropped when there is no time left.
@@ -190,7 +187,7 @@ impl<P: Post> Postman<P> {
             tokio::select! {
                 () = sleep(pause) => {}
                 // Another Collector may be there.
-                Ok(()) = self.route.changed() => self.route.mark_changed(),
+                Ok(()) = self.destination.changed() => self.destination.mark_changed(),
                 _ = closing.changed(), if !ends => {}
             }
         }
@@ -198,18 +195,19 @@ impl<P: Post> Postman<P> {
 
     /// Tries once. Returns the pause before the next try.
     async fn deliver(&mut self, portion: Vec<P::Item>) -> Option<Duration> {
-        if self.route.has_changed().unwrap_or(false) {
-            match (self.build)(&self.route.borrow_and_update()) {
-                Ok(post) => self.post = post,
+        if self.destination.has_changed().unwrap_or(false) {
+            let new = self.destination.borrow_and_update().clone();
+            match (self.build)(&new) {
+                Ok(post) => (self.post, self.peer) = (post, new.peer.name().to_owned()),
                 Err(error) => self.presence.say(|| tracing::warn!("{error}; the old way is used")),
             }
         }
-        let limit = self.route.borrow().peer.limit() + MARGIN;
+        let limit = self.destination.borrow().peer.limit() + MARGIN;
         let items = portion.len();
         let posted = timeout(limit, self.post.post(portion.clone())).await;
         let error = match posted.unwrap_or(Err(OTelSdkError::Timeout(limit))) {
             Ok(()) => {
-                self.presence.is_there(P::SIGNAL);
+                self.presence.is_there(P::SIGNAL, &self.peer);
                 self.outbox.count("exported", items);
                 self.pause = SHORTEST_PAUSE;
                 return None;
@@ -217,7 +215,7 @@ impl<P: Post> Postman<P> {
             Err(error) => error,
         };
         if signals::is_passing(&error) {
-            self.presence.is_lost(P::SIGNAL, &signals::explain(&error));
+            self.presence.is_lost(P::SIGNAL, &self.peer, &signals::explain(&error));
             self.outbox.put_back(portion);
             // Jitter, so that many agents do not come back to a Collector at one moment.
             let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));

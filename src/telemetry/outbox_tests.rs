@@ -1,30 +1,9 @@
 use super::*;
+use crate::config::Compression;
 use crate::metric::{Cadence, Kind, Unit};
+use crate::telemetry::export::peer::Peer;
 use std::sync::atomic::AtomicBool;
 use tokio::task::JoinHandle;
-
-/// What a peer is made of; nobody is there.
-fn otlp() -> crate::config::OtlpConfig {
-    crate::config::OtlpConfig {
-        endpoint: "http://127.0.0.1:9".into(),
-        compression: Compression::None,
-        headers: vec![],
-        ca_file: None,
-        cert_file: None,
-        key_file: None,
-        interval: Duration::from_secs(60),
-        timeout: Duration::from_secs(10),
-        max_points: 1,
-        queue_max_bytes: 1,
-        queue_max_age: Duration::from_secs(1),
-        spool: None,
-        resource: vec![],
-        traces: None,
-        metrics: false,
-        logs: false,
-        events: false,
-    }
-}
 
 static ITEMS: MetricDef = MetricDef {
     name: "t.items",
@@ -67,7 +46,7 @@ struct Story {
     outbox: Outbox<usize>,
     flaky: Flaky,
     stats: Arc<Stats>,
-    route: watch::Sender<Route>,
+    destination: watch::Sender<Destination>,
     closing: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -75,18 +54,18 @@ struct Story {
 fn story(cap: usize) -> Story {
     let stats = Stats::new();
     let outbox = Outbox::new(cap, &ITEMS, Arc::clone(&stats));
-    let peer = Peer::new(&otlp()).expect("valid");
-    let (route, follow) = watch::channel(Route { peer, compression: Compression::None });
+    let peer = Peer::of_test("http://127.0.0.1:9");
+    let presence = Arc::new(Presence::new(peer.name()));
+    let (destination, follow) = watch::channel(Destination { peer, compression: Compression::None });
     let flaky = Flaky::default();
     let build = {
         let flaky = flaky.clone();
-        move |_: &Route| Ok(flaky.clone())
+        move |_: &Destination| Ok(flaky.clone())
     };
-    let presence = Arc::new(Presence::new("test"));
     let postman = Postman::new(outbox.clone(), follow, build, presence).expect("built");
     let (closing, closes) = watch::channel(false);
     let task = tokio::spawn(postman.run(closes));
-    Story { outbox, flaky, stats, route, closing, task }
+    Story { outbox, flaky, stats, destination, closing, task }
 }
 
 impl Story {
@@ -182,7 +161,7 @@ async fn another_collector_is_tried_at_once() {
     story.push(0..10);
     sleep(Duration::from_secs(600)).await;
     story.flaky.away.store(false, Ordering::Relaxed);
-    story.route.send_modify(|_| {});
+    story.destination.send_modify(|_| {});
     sleep(Duration::from_millis(1)).await;
     assert_eq!(story.taken().len(), 10);
 }

@@ -1,20 +1,20 @@
 //! What spans and log records have in common: they are sent by the SDK's exporters, and fail in their words.
 
-use super::outbox::Route;
+use super::export::transport::Destination;
 use crate::config::Compression;
 use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::error::OTelSdkError;
 
-/// An exporter that sends to `route`.
+/// An exporter that sends to `destination`.
 ///
 /// The SDK's exporters can't find out at run time what the peer knows: they use gzip, which every gRPC server
 /// has, where metrics use zstd.
-pub(super) fn along<B: WithExportConfig + WithTonicConfig>(route: &Route, builder: B) -> B {
+pub(super) fn along<B: WithExportConfig + WithTonicConfig>(destination: &Destination, builder: B) -> B {
     let builder = builder
-        .with_channel(route.peer.limited_channel())
-        .with_metadata(route.peer.metadata().clone())
-        .with_timeout(route.peer.limit());
-    match route.compression {
+        .with_channel(destination.peer.limited_channel())
+        .with_metadata(destination.peer.metadata().clone())
+        .with_timeout(destination.peer.limit());
+    match destination.compression {
         Compression::Zstd | Compression::Gzip => {
             builder.with_compression(opentelemetry_otlp::Compression::Gzip)
         }

@@ -1,7 +1,8 @@
 //! Spans: the provider, the layer that makes them of `tracing`'s, and who sends them.
 
 use super::export::peer::{Presence, Signal};
-use super::outbox::{Outbox, Post, Postman, Route};
+use super::export::transport::Destination;
+use super::outbox::{Outbox, Post, Postman};
 use super::sampling::{Caps, TailSampler};
 use super::{TelemetryError, filter, signals};
 use crate::config::TracesConfig;
@@ -51,18 +52,18 @@ pub(super) fn provider(
 /// Who sends the spans.
 pub(super) fn postman(
     outbox: Outbox<SpanData>,
-    route: watch::Receiver<Route>,
+    destination: watch::Receiver<Destination>,
     resource: Resource,
     presence: Arc<Presence>,
 ) -> Result<Postman<SpanPost>, TelemetryError> {
-    let build = move |route: &Route| {
+    let build = move |destination: &Destination| {
         let exporter =
-            signals::along(route, opentelemetry_otlp::SpanExporter::builder().with_tonic()).build();
+            signals::along(destination, opentelemetry_otlp::SpanExporter::builder().with_tonic()).build();
         let mut exporter = exporter.map_err(|error| TelemetryError::Exporter("traces", error))?;
         exporter.set_resource(&resource);
         Ok(SpanPost(exporter))
     };
-    Postman::new(outbox, route, build, presence)
+    Postman::new(outbox, destination, build, presence)
 }
 
 /// Sends spans once.

@@ -114,6 +114,7 @@ impl Agent {
 pub fn otlp(endpoint: String) -> OtlpConfig {
     OtlpConfig {
         endpoint,
+        failover: Vec::new(),
         compression: Compression::Zstd,
         headers: vec![],
         ca_file: None,

@@ -38,6 +38,10 @@ type Point = (String, Option<f64>);
 struct Tap(mpsc::UnboundedSender<(Instant, Vec<Point>)>);
 
 impl Transport for Tap {
+    fn peer(&self) -> &'static str {
+        "test"
+    }
+
     async fn send(
         &mut self,
         bytes: Bytes,

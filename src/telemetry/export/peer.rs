@@ -3,8 +3,9 @@
 use crate::config::OtlpConfig;
 use crate::outcome::chain;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -52,11 +53,21 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Reads the files that `config` names.
+    /// The Collector of `endpoint`. Reads the files that `config` names.
     pub fn new(config: &OtlpConfig) -> Result<Self, PeerError> {
-        let wrong = |cause: String| PeerError::Endpoint { endpoint: without_user(&config.endpoint), cause };
-        let endpoint =
-            Endpoint::from_shared(config.endpoint.clone()).map_err(|error| wrong(chain(&error)))?;
+        Self::at(&config.endpoint, config)
+    }
+
+    /// All Collectors that `config` names, the first one first. TLS and headers are the same for all.
+    pub fn all(config: &OtlpConfig) -> Result<Vec<Self>, PeerError> {
+        let addresses = [&config.endpoint].into_iter().chain(&config.failover);
+        addresses.map(|address| Self::at(address, config)).collect()
+    }
+
+    fn at(address: &str, config: &OtlpConfig) -> Result<Self, PeerError> {
+        let name = without_user(address);
+        let wrong = |cause: String| PeerError::Endpoint { endpoint: name.clone(), cause };
+        let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| wrong(chain(&error)))?;
         let scheme = endpoint.uri().scheme_str().unwrap_or_default();
         if !matches!(scheme, "http" | "https") || endpoint.uri().host().is_none() {
             return Err(wrong("not of the form http://host:port or https://host:port".into()));
@@ -70,8 +81,14 @@ impl Peer {
         if secure {
             endpoint = endpoint.tls_config(tls(config)?).map_err(|error| wrong(chain(&error)))?;
         }
-        let name = without_user(&config.endpoint);
         Ok(Self { endpoint, metadata: metadata(config)?, name, limit: config.timeout })
+    }
+
+    /// Without TLS and headers.
+    #[cfg(test)]
+    pub(crate) fn of_test(address: &str) -> Self {
+        let endpoint = Endpoint::from_shared(address.to_owned()).expect("a URL");
+        Self { endpoint, metadata: MetadataMap::new(), name: address.to_owned(), limit: CONNECT }
     }
 
     /// A channel that connects when it is first used. For callers that put a limit around their calls.
@@ -82,6 +99,12 @@ impl Peer {
     /// A channel whose calls have a limit of their own.
     pub fn limited_channel(&self) -> Channel {
         self.endpoint.clone().timeout(self.limit).connect_lazy()
+    }
+
+    /// Whether it takes a connection. Returns within the limit of one call.
+    pub async fn takes_connections(&self) -> bool {
+        let connecting = tokio::time::timeout(self.limit, self.endpoint.connect());
+        connecting.await.is_ok_and(|connected| connected.is_ok())
     }
 
     /// The headers of every call.
@@ -167,10 +190,18 @@ pub enum Signal {
 /// when it is back, however many tries there are between.
 #[derive(Debug)]
 pub struct Presence {
-    peer: String,
-    absence: Mutex<Option<Absence>>,
+    state: Mutex<State>,
+    /// Wakes whoever waits until it is away.
+    lost: Notify,
     /// Weak, since the log's own export belongs to it. Needed because the SDK's threads have no subscriber.
     log: OnceLock<WeakDispatch>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The one that everything goes to.
+    peer: String,
+    absence: Option<Absence>,
 }
 
 #[derive(Debug)]
@@ -184,12 +215,36 @@ struct Absence {
 impl Presence {
     /// Thought to be there.
     pub fn new(peer: &str) -> Self {
-        Self { peer: peer.to_owned(), absence: Mutex::new(None), log: OnceLock::new() }
+        let state = State { peer: peer.to_owned(), absence: None };
+        Self { state: Mutex::new(state), lost: Notify::new(), log: OnceLock::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody found out that it is away.
     pub fn is_away(&self) -> bool {
-        self.absence.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.state().absence.is_some()
+    }
+
+    /// Waits until it is away. For one waiter.
+    pub async fn away(&self) {
+        loop {
+            let lost = self.lost.notified();
+            if self.is_away() {
+                return;
+            }
+            lost.await;
+        }
+    }
+
+    /// From now on everything goes to this one, which is thought to be there if it is another one.
+    pub fn moves_to(&self, peer: &str) {
+        let mut state = self.state();
+        if state.peer != peer {
+            *state = State { peer: peer.to_owned(), absence: None };
+        }
     }
 
     /// Where the lines go, for callers on threads without a subscriber.
@@ -197,30 +252,36 @@ impl Presence {
         let _ = self.log.set(dispatch.downgrade());
     }
 
-    /// A signal was not taken, for a reason that may pass.
-    pub fn is_lost(&self, signal: Signal, why: &str) {
-        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *absence {
+    /// A signal was not taken by `peer`, for a reason that may pass. One that everything has left is not
+    /// missed.
+    pub fn is_lost(&self, signal: Signal, peer: &str, why: &str) {
+        let mut state = self.state();
+        if state.peer != peer {
+            return;
+        }
+        match &mut state.absence {
             Some(absence) if absence.of.contains(&signal) => {}
             Some(absence) => absence.of.push(signal),
             None => {
-                *absence = Some(Absence { since: Instant::now(), of: vec![signal] });
-                drop(absence);
-                self.say(|| {
-                    tracing::warn!("OTLP: {} takes nothing for now, it is tried again: {why}", self.peer)
-                });
+                state.absence = Some(Absence { since: Instant::now(), of: vec![signal] });
+                drop(state);
+                self.say(|| tracing::warn!("OTLP: {peer} takes nothing for now, it is tried again: {why}"));
+                self.lost.notify_one();
             }
         }
     }
 
-    /// A signal was answered.
-    pub fn is_there(&self, signal: Signal) {
-        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = absence.take_if(|absence| absence.of.contains(&signal));
-        drop(absence);
+    /// A signal was answered by `peer`.
+    pub fn is_there(&self, signal: Signal, peer: &str) {
+        let mut state = self.state();
+        if state.peer != peer {
+            return;
+        }
+        let ended = state.absence.take_if(|absence| absence.of.contains(&signal));
+        drop(state);
         if let Some(Absence { since, .. }) = ended {
             let seconds = since.elapsed().as_secs();
-            self.say(|| tracing::info!("OTLP: {} is back after {seconds} s", self.peer));
+            self.say(|| tracing::info!("OTLP: {peer} is back after {seconds} s"));
         }
     }
 

@@ -136,7 +136,7 @@ impl<T: Transport> Sender<T> {
         };
         let verdict = judge(&error, batch.bytes.len());
         if let Verdict::Again(asked) = verdict {
-            self.presence.is_lost(Signal::Metrics, &explain(&error));
+            self.presence.is_lost(Signal::Metrics, self.transport.peer(), &explain(&error));
             return Some(self.next_pause(asked));
         }
         self.answered();
@@ -157,7 +157,7 @@ impl<T: Transport> Sender<T> {
 
     /// There is a Collector, whatever it says.
     fn answered(&mut self) {
-        self.presence.is_there(Signal::Metrics);
+        self.presence.is_there(Signal::Metrics, self.transport.peer());
         self.pause = SHORTEST_PAUSE;
     }
 

@@ -66,6 +66,10 @@ impl Scripted {
 }
 
 impl Transport for Scripted {
+    fn peer(&self) -> &'static str {
+        "test"
+    }
+
     async fn send(&mut self, bytes: Bytes, compression: Compression) -> Reply {
         let hosts = hosts(&bytes);
         self.tries.lock().expect("no panic").push((self.born.elapsed(), hosts.clone()));

@@ -32,6 +32,9 @@ pub enum CallError {
 
 /// Sends one request. A trait so that the sender's rules can be tested without a network.
 pub trait Transport: Send {
+    /// Name of the Collector that was called last, or will be called first.
+    fn peer(&self) -> &str;
+
     /// Sends once. Returns within its limit.
     fn send(
         &mut self,
@@ -85,6 +88,10 @@ impl GrpcTransport {
 }
 
 impl Transport for GrpcTransport {
+    fn peer(&self) -> &str {
+        self.peer.name()
+    }
+
     fn renew(&mut self) -> Option<Compression> {
         if !self.destinations.has_changed().unwrap_or(false) {
             return None;
