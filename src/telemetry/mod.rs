@@ -142,8 +142,9 @@ impl Telemetry {
         let (closing, closes) = watch::channel(false);
         let mut senders = JoinSet::new();
         senders.spawn(span_postman.run(closes.clone()).with_subscriber(dispatch.clone()));
-        let failover = tokio::spawn(failover.run(listed).with_subscriber(dispatch.clone()));
         senders.spawn(record_postman.run(closes).with_subscriber(dispatch.clone()));
+        let failover = tokio::spawn(failover.run(listed).with_subscriber(dispatch.clone()));
+        let failover = AbortOnDropHandle::new(failover);
         let logger = logs.as_ref().filter(|_| otlp.events).map(logs::logger);
         let events = tell_events(Arc::clone(&readings), Arc::clone(&stats), logger, &dispatch, &cancel);
         let exporter = otlp.metrics.then(|| {
@@ -151,7 +152,6 @@ impl Telemetry {
                 exporter(otlp, (follow, paced), presence, resource, readings, stats, cancel)
             })
         });
-        let failover = AbortOnDropHandle::new(failover);
         let signals =
             Signals { keep, spans, closing, senders, _providers: (traces, logs), _failover: failover };
         let ways = Some(Ways { collectors, options });
