@@ -1,4 +1,4 @@
-"""Three hours without a Collector, and Collectors that are killed: what the spool holds arrives all the same."""
+"""Three hours without a Collector, and Collectors that are killed, or stand in for one that was: everything arrives."""
 import os
 import random
 import signal
@@ -21,6 +21,7 @@ def tell(setup, table, binary):
     three_hours(setup, table, binary)
     killed_collectors(setup, table, binary)
     collectors_at_random(setup, table, binary)
+    second_collector(setup, table, binary)
 
 
 def spooled(name, setup, binary, config=FULL_CONFIG):
@@ -68,12 +69,13 @@ def killed_collectors(setup, table, binary):
         setup.processes.end(collector)
         kills += 1
     before = stored(setup, "plain")
-    setup.telemetry.start_plain_collector()
+    last = setup.telemetry.start_plain_collector()
     within(MOST_SECONDS, "all of it", lambda: stored(setup, "plain") == HOSTS)
     table.check(f"hosts all of whose minutes are in Prometheus ({before} before the last Collector)", HOSTS,
                 stored(setup, "plain"))
     table.check("samples that Prometheus refused as too old or out of order", 0.0, refusals(setup) - refused)
     end(setup, table, process)
+    setup.processes.end(last)
 
 
 def collectors_at_random(setup, table, binary):
@@ -92,7 +94,7 @@ def collectors_at_random(setup, table, binary):
         kills += 1
         time.sleep(random.uniform(0, 4))
     seconds = round(time.monotonic() - began)
-    setup.telemetry.start_plain_collector()
+    last = setup.telemetry.start_plain_collector()
     page = lambda: scraped(setup.telemetry.url("agent") + "/metrics") or {}
     points = lambda outcome: sum(value for (name, labels), value in page().items()
                                  if name == "esxi_agent_export_points_total" and ("outcome", outcome) in labels)
@@ -107,17 +109,41 @@ def collectors_at_random(setup, table, binary):
                 ok=produced and taken > 0)
     for outcome in ("dropped", "rejected"):
         table.check(f"points that were {outcome}", 0.0, points(outcome))
-    table.check("longest time without a value of esxi_host_ssh_up, of any host: seconds", "at most 3",
-                f"{longest_gap(setup, window):.1f}", ok=0 < longest_gap(setup, window) <= 3)
+    gap = longest_gap(setup, window, 'way="plain",instance="outage-random"')
+    table.check("longest time without a value of esxi_host_ssh_up, of any host: seconds", "at most 3", f"{gap:.1f}", ok=0 < gap <= 3)
     table.check("samples that Prometheus refused as too old or out of order", 0.0, refusals(setup) - refused)
     end(setup, table, process)
+    setup.processes.end(last)
 
 
-def longest_gap(setup, window):
+def second_collector(setup, table, binary):
+    table.about("a Collector that is killed, and another one that stands in for it")
+    first, second = setup.telemetry.url("plain_grpc"), setup.telemetry.url("otlp_grpc")
+    config = FULL_CONFIG.replace("endpoint: {otlp}", f"endpoint: {first}\n  failover: [{second}]")
+    agent = Agent("outage-failover", setup, binary, config=config, hosts=setup.fleet.by_password)
+    agent.env["OTEL_RESOURCE_ATTRIBUTES"] = "service.instance.id=outage-failover"
+    collector, hosts = setup.telemetry.start_plain_collector(), len(setup.fleet.by_password)
+    up = lambda way: len(setup.prometheus.query(f'esxi_host_ssh_up{{way="{way}",instance="outage-failover"}}'))
+    process, began = agent.start(), time.monotonic()
+    table.check("all hosts arrive by the first one", True, within(20, "all", lambda: up("plain") == hosts))
+    table.check("… and none by the second one", 0, up("remote_write"))
+    os.killpg(collector.pid, signal.SIGKILL)
+    setup.processes.end(collector)
+    table.check("it is killed: all hosts arrive by the second one", True,
+                within(20, "all", lambda: up("remote_write") == hosts))
+    table.check("… which the log tells", 1, agent.log().count(f"everything goes to {second}, until {first} is back"))
+    end(setup, table, process)
+    window = round(time.monotonic() - began) + 10
+    gap = longest_gap(setup, window, 'instance="outage-failover"')
+    table.check("longest time without a value of esxi_host_ssh_up, of any host: seconds", "at most 3", f"{gap:.1f}", ok=0 < gap <= 3)
+
+
+def longest_gap(setup, window, of):
     """Longest time between two samples of a series that is exported every 2 s, whoever is there to take it."""
-    rows = setup.prometheus.query(f'esxi_host_ssh_up{{way="plain",instance="outage-random"}}[{window}s]')
-    times = [[at for at, _ in row["values"]] for row in rows]
-    return max((later - earlier for t in times for earlier, later in zip(t, t[1:])), default=0)
+    times = {}
+    for row in setup.prometheus.query(f"esxi_host_ssh_up{{{of}}}[{window}s]"):
+        times.setdefault(row["metric"]["hostsystem"], []).extend(at for at, _ in row["values"])
+    return max((later - earlier for t in map(sorted, times.values()) for earlier, later in zip(t, t[1:])), default=0)
 
 
 def received(setup):

@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from .processes import CACHE, RUN, free_port, get, wait_for
+from .processes import CACHE, RUN, free_port, get, listens, wait_for
 
 HERE = Path(__file__).resolve().parent.parent
 RECEIVED = RUN / "received"
@@ -54,11 +54,14 @@ class Telemetry:
             ("127.0.0.1", self.port[p]) for p in ("otlp_grpc", "otlp_http", "exporter", "collector_telemetry")])
 
     def start_plain_collector(self):
+        place = ("127.0.0.1", self.port["plain_grpc"])
+        if listens(*place):     # the new one would end, and whoever kills it would kill nobody
+            raise RuntimeError("a plain Collector is still there")
         env = {"PATH": os.environ["PATH"], "PLAIN_GRPC": f"127.0.0.1:{self.port['plain_grpc']}",
                "PROMETHEUS": f"127.0.0.1:{self.port['prometheus']}"}
         process = self.processes.start(
             "otelcol-plain", [CACHE / "bin/otelcol", "--config", HERE / "collector/plain.yaml"], env=env)
-        return self.processes.started(process, [("127.0.0.1", self.port["plain_grpc"])])
+        return self.processes.started(process, [place])
 
     def stop_collector(self):
         self.processes.end(self.collector_process)
