@@ -5,8 +5,11 @@
 //! connections. Those that are preferred are looked for once a minute, and gone back to. Each time that one is lost
 //! soon after everything went there, the next change takes twice as long.
 
+use super::export::COLLECTOR;
 use super::export::peer::{Peer, Presence};
 use super::export::transport::Destination;
+use crate::metric::Attributes;
+use crate::stats::Stats;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -46,6 +49,7 @@ pub(super) struct Failover<P> {
     probe: P,
     destination: watch::Sender<Destination>,
     presence: Arc<Presence>,
+    stats: Arc<Stats>,
     /// Index of the one that everything goes to.
     current: usize,
     /// When it was changed to the current one; `None`: it has been that from the start.
@@ -56,13 +60,19 @@ pub(super) struct Failover<P> {
 
 impl<P: Probe> Failover<P> {
     /// Begins with everything at the first one, which `destination` and `presence` are made with.
-    pub(super) fn new(probe: P, destination: watch::Sender<Destination>, presence: Arc<Presence>) -> Self {
-        Self { probe, destination, presence, current: 0, moved: None, setbacks: 0 }
+    pub(super) fn new(
+        probe: P,
+        destination: watch::Sender<Destination>,
+        presence: Arc<Presence>,
+        stats: Arc<Stats>,
+    ) -> Self {
+        Self { probe, destination, presence, stats, current: 0, moved: None, setbacks: 0 }
     }
 
     /// Follows the list for ever, or until nobody can name another one any more.
     pub(super) async fn run(mut self, mut collectors: watch::Receiver<Collectors>) {
         let mut all = Arc::clone(&collectors.borrow());
+        self.count(&all);
         loop {
             tokio::select! {
                 changed = collectors.changed() => {
@@ -118,6 +128,15 @@ impl<P: Probe> Failover<P> {
         // Before anything can be sent there.
         self.presence.moves_to(destination.peer.name());
         self.destination.send_replace(destination.clone());
+        self.count(all);
+    }
+
+    fn count(&self, all: &[Destination]) {
+        let none = Attributes::new::<&str, &str>([]);
+        match all {
+            [_] => self.stats.unset(&COLLECTOR, &none),
+            _ => self.stats.set(&COLLECTOR, none, self.current as f64),
+        }
     }
 }
 

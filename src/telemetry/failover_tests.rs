@@ -41,6 +41,7 @@ struct Story {
     collectors: watch::Sender<Collectors>,
     destination: watch::Receiver<Destination>,
     presence: Arc<Presence>,
+    stats: Arc<Stats>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -53,14 +54,19 @@ fn story(ports: &[u16]) -> Story {
     let presence = Arc::new(Presence::new(first.peer.name()));
     let (collectors, listed) = watch::channel(all);
     let (sender, destination) = watch::channel(first);
-    let failover = Failover::new(there.clone(), sender, Arc::clone(&presence));
+    let stats = Stats::new();
+    let failover = Failover::new(there.clone(), sender, Arc::clone(&presence), Arc::clone(&stats));
     let _task = AbortOnDropHandle::new(tokio::spawn(failover.run(listed)));
-    Story { there, collectors, destination, presence, _task }
+    Story { there, collectors, destination, presence, stats, _task }
 }
 
 impl Story {
     fn peer(&self) -> String {
         self.destination.borrow().peer.name().to_owned()
+    }
+
+    fn counted(&self) -> Option<f64> {
+        self.stats.samples().iter().find(|sample| sample.def == &COLLECTOR).map(|sample| sample.value)
     }
 
     /// What is sent to the current one fails.
@@ -84,12 +90,14 @@ async fn the_next_one_that_is_there_gets_everything_until_the_first_one_is_back(
     story.lose();
     assert_eq!(story.goes_to(3).await, Duration::ZERO);
     assert!(!story.presence.is_away(), "nobody has missed it yet");
+    assert_eq!(story.counted(), Some(2.0));
     story.there.set(&[2, 3]);
     let took = story.goes_to(2).await;
     assert!(took <= MINUTE + STAY, "{took:?}");
     story.there.set(&[1, 2, 3]);
     let took = story.goes_to(1).await;
     assert!(took <= MINUTE + STAY, "{took:?}");
+    assert_eq!(story.counted(), Some(0.0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,5 +184,5 @@ async fn another_list_holds_at_once_and_begins_with_its_first_one() {
     assert!(story.goes_to(4).await <= STAY);
     story.collectors.send_replace(list(&[4]));
     sleep(HOUR).await;
-    assert_eq!(story.peer(), name(4), "there is no other one");
+    assert_eq!((story.peer(), story.counted()), (name(4), None), "there is no other one");
 }

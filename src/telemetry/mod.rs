@@ -117,7 +117,7 @@ impl Telemetry {
         let presence = Arc::new(Presence::new(first.peer.name()));
         let resource = resource(otlp);
         let (destination, follow) = watch::channel(first);
-        let failover = Failover::new(Connect, destination, Arc::clone(&presence));
+        let failover = Failover::new(Connect, destination, Arc::clone(&presence), Arc::clone(&stats));
         let (collectors, listed) = watch::channel(collectors(otlp, Peer::all(otlp)?));
         let (options, paced) = watch::channel(options(otlp));
         let (keep, kept) = watch::channel(otlp.traces.clone().unwrap_or(TracesConfig::NOTHING));

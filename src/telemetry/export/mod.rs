@@ -65,6 +65,16 @@ pub static QUEUE_AGE: MetricDef = MetricDef {
     attributes: &[],
 };
 
+/// Which of several Collectors is used.
+pub static COLLECTOR: MetricDef = MetricDef {
+    name: "esxi.agent.export.collector",
+    kind: Kind::Gauge,
+    unit: Unit::None,
+    cadence: Cadence::OnChange,
+    help: "Where everything goes: 0 to the Collector of otlp.endpoint, 1 to the first one of otlp.failover, and so on. Only where there are several.",
+    attributes: &[],
+};
+
 /// Spans by what became of them.
 pub static SPANS: MetricDef = MetricDef {
     name: "esxi.agent.export.spans",
@@ -77,7 +87,7 @@ pub static SPANS: MetricDef = MetricDef {
 
 /// The metrics of this room.
 pub static METRICS: &[&MetricDef] =
-    &[&POINTS, &DROPS, &QUEUE_BYTES, &QUEUE_AGE, &spool::BYTES, &spool::DAMAGED, &SPANS];
+    &[&POINTS, &DROPS, &QUEUE_BYTES, &QUEUE_AGE, &spool::BYTES, &spool::DAMAGED, &COLLECTOR, &SPANS];
 
 /// What became of points.
 #[derive(Debug, Clone, Copy)]
