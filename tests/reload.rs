@@ -70,7 +70,28 @@ async fn a_shorter_interval_does_not_wait_for_the_end_of_the_long_one() {
     estate.edit_config("enabled: true, interval: 1h", "enabled: true, interval: 1s");
     agent.handle.reload.now().await.unwrap();
     until("polls", || (ended() >= before + 2.0).then_some(())).await;
-    assert_eq!(estate.vcenters[0].open_sessions(), 1);
+    assert_eq!((estate.vcenters[0].logins(), estate.vcenters[0].open_sessions()), (1, 1));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn visits_that_are_switched_on_find_the_hosts_that_a_vcenter_lists() {
+    let estate = Estate::new(1, 1).await;
+    let discovering = |estate: &Estate, visits: &str| {
+        let (file, _) = estate.write_config();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let (_, rest) = text.split_once("vcenters: ").unwrap();
+        let rest = rest
+            .replace("critical_service_collector: {", &format!("critical_service_collector: {{{visits}, "));
+        let rest = rest.replace("enabled: true, interval: 1h}", "enabled: true, interval: 1s}");
+        std::fs::write(file, format!("inventory: {{discover_hosts: true, vcenters: {rest}")).unwrap();
+    };
+    std::fs::remove_file(estate.folder.path().join("atlas.json")).unwrap();
+    let agent = estate.agent_of(|| discovering(&estate, "enabled: false")).await;
+    estate.arrives("esxi.vcenter.up", &[], 1.0).await;
+    discovering(&estate, "enabled: true");
+    agent.handle.reload.now().await.unwrap();
+    estate.arrives(SSH_UP, &[], 1.0).await;
     agent.stop().await;
 }
 

@@ -372,6 +372,12 @@ async fn a_vcenter_is_allowed_by_its_name_or_by_where_that_leads() {
         ("10.0.0.0/8", "localhost", false),
         ("10.0.0.0/8", "127.0.0.1", false),
         (".example.org", "localhost", false),
+        // Names by our reading, addresses by that of URLs: no look-up stands before the connection.
+        ("127.0.0.0/8", "2130706433", true),
+        ("10.0.0.0/8", "2130706433", false),
+        ("10.0.0.0/8", "0x7f000001", false),
+        ("10.0.0.0/8", "127.0.0.1.", false),
+        ("10.0.0.0/8", "127.0.1", false),
     ] {
         let setup = Setup::of(&sim).unverified().at(host);
         let mut access = setup.access();

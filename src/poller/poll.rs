@@ -145,6 +145,13 @@ impl VcenterPoller {
         self
     }
 
+    /// Knows that the files of its configuration have this content.
+    #[must_use]
+    pub fn with_files(mut self, files: Digest) -> Self {
+        self.files = files;
+        self
+    }
+
     /// Asks for other collectors, with another configuration and as somebody else, from the next poll on. The
     /// session goes on unless it is one that would not be opened so.
     pub async fn adapt(&mut self, setup: &PollSetup) {
@@ -170,6 +177,11 @@ impl VcenterPoller {
             bound
         };
         self.collectors = setup.collectors.iter().map(bound).collect();
+        match &setup.discovery {
+            Some(discovery) if self.list.is_none() => self.list = Some(HostList::new(discovery.clone())),
+            Some(_) => {}
+            None => self.list = None,
+        }
     }
 
     /// Which vCenter.

@@ -175,19 +175,21 @@ impl VcenterPolls {
                         if wish.is_some() {
                             hints::count_read(&self.stats, failure.is_none());
                         }
+                        true
                     }
                 }
             };
-            tokio::select! {
+            let was_poll = tokio::select! {
                 () = stop.cancelled() => return,
-                () = polling => {}
-            }
+                was_poll = polling => was_poll,
+            };
             listen_in(poller, session);
             let now = Instant::now();
             if is_hurried {
                 may_hurry = now.max(began + hints::pause_after(now - began));
             }
-            if now >= due {
+            // The read of some hosts that took until then is none: the poll comes next.
+            if was_poll && now >= due {
                 // The second poll comes by the timetable, and not later than an interval after the first: a change
                 // must not wait longer for it than for any other.
                 let earliest = now.max(due + APART);
@@ -199,8 +201,8 @@ impl VcenterPolls {
     /// A poller for the setup of now.
     fn poller(&self, vcenter: &Arc<Vcenter>) -> VcenterPoller {
         let (vcenter, stats) = (Arc::clone(vcenter), Arc::clone(&self.stats));
-        let PollSetup { config, collectors, access, discovery, .. } = (**self.setup.borrow()).clone();
-        let poller = VcenterPoller::new(vcenter, config, collectors, access, stats);
+        let PollSetup { config, files, collectors, access, discovery, .. } = (**self.setup.borrow()).clone();
+        let poller = VcenterPoller::new(vcenter, config, collectors, access, stats).with_files(files);
         match discovery {
             Some(discovery) => poller.listing(HostList::new(discovery)),
             None => poller,
@@ -231,7 +233,8 @@ impl VcenterPolls {
 
     /// Reads what there was a hint about. Unless that turned out to be everything, it is no poll: what
     /// fails is read by the next one, and told by that.
-    async fn hurry(&self, poller: &mut VcenterPoller, wish: Wish, inventory: &Inventory) {
+    /// Returns whether it was a poll.
+    async fn hurry(&self, poller: &mut VcenterPoller, wish: Wish, inventory: &Inventory) -> bool {
         let polled = match &wish {
             Wish::Everything => poller.poll(inventory).await,
             Wish::Hosts(hosts) => poller.poll_hosts(hosts, inventory).await,
@@ -239,16 +242,18 @@ impl VcenterPolls {
         hints::count_read(&self.stats, polled.outcome.is_ok());
         if polled.is_whole {
             self.conclude(poller, polled);
-            return self.details(poller, inventory).await;
+            self.details(poller, inventory).await;
+            return true;
         }
         if let Err(failure) = &polled.outcome {
             tracing::debug!("a hint could not be followed: {failure}");
-            return;
+            return false;
         }
         self.callers.look_at(&poller.vcenter().id(), &polled.reports, false);
         polled.span.in_scope(|| polled.reports.into_iter().for_each(|report| self.readings.record(report)));
         // Why a host has just turned red is one of them.
         self.details(poller, inventory).await;
+        false
     }
 
     fn conclude(&self, poller: &VcenterPoller, polled: Polled) -> Option<Failure> {

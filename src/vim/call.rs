@@ -113,7 +113,9 @@ pub(super) fn explain(transport: &Transport, method: Method, problem: NoResult) 
 
 pub(super) fn faulted(transport: &Transport, method: Method, fault: Fault) -> VimError {
     let (reason, hint) = match fault.kind {
-        FaultKind::InvalidLogin => (FailureReason::AuthFailed, ": wrong user or password, or account locked"),
+        FaultKind::InvalidLogin => {
+            (FailureReason::AuthFailed, ": wrong user or password, or account locked or expired")
+        }
         FaultKind::NoPermission => (FailureReason::PermissionDenied, ": the account lacks a privilege"),
         _ => (FailureReason::CommandFailed, ""),
     };

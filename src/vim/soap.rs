@@ -145,7 +145,8 @@ impl FaultKind {
     /// By the name of the type.
     pub fn from_name(name: &str) -> Self {
         match name {
-            "InvalidLogin" => Self::InvalidLogin,
+            // The second one is a kind of the first (vSphere Web Services API, `PasswordExpired`).
+            "InvalidLogin" | "PasswordExpired" => Self::InvalidLogin,
             "NotAuthenticated" => Self::NotAuthenticated,
             "NoPermission" => Self::NoPermission,
             "ManagedObjectNotFound" => Self::ManagedObjectNotFound,

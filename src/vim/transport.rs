@@ -176,6 +176,18 @@ impl Transport {
             let line = format!("{}: {host} is not in inventory.allow", vcenter.id());
             return Err(Failure::new(FailureReason::AddressNotAllowed, line));
         }
+        let url = url_of(&vcenter.endpoint)?;
+        // What no address is by our reading may be one by that of URLs (`3405803785`, `203.0.113.9.`), which is
+        // connected to without a look-up.
+        let address = match url.host() {
+            Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+            Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+            Some(url::Host::Domain(_)) | None => None,
+        };
+        if let Some(address) = address.filter(|address| !allow.holds(*address)) {
+            let line = format!("{}: {host} is {address}, which is not in inventory.allow", vcenter.id());
+            return Err(Failure::new(FailureReason::AddressNotAllowed, line));
+        }
         let cookies = Arc::new(Cookies::default());
         let line = Line {
             vcenter: Arc::clone(&vcenter.address),
@@ -186,7 +198,7 @@ impl Transport {
         };
         Ok(Self {
             http: line.client(Arc::clone(&cookies))?,
-            url: url_of(&vcenter.endpoint)?,
+            url,
             cookies,
             line: Arc::new(line),
             call_timeout: config.call_timeout,

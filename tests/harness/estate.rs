@@ -173,7 +173,17 @@ prometheus: {{listen: '127.0.0.1:0'}}
 
     /// An agent that runs until [`RunningAgent::stop`].
     pub async fn agent(&self, changes: &[(&str, &str)]) -> RunningAgent {
-        let sources = self.sources(changes);
+        self.begin(self.sources(changes)).await
+    }
+
+    /// The same, where `edit` changes the configuration's file before.
+    pub async fn agent_of(&self, edit: impl FnOnce()) -> RunningAgent {
+        let sources = self.sources(&[]);
+        edit();
+        self.begin(sources).await
+    }
+
+    async fn begin(&self, sources: Sources) -> RunningAgent {
         let Loaded { config, notes, file, .. } =
             Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
         let agent = Agent::build(Arc::new(config), notes, None).await.unwrap();
