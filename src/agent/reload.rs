@@ -237,7 +237,7 @@ fn keep_what_is_fixed(old: &Config, new: &mut Config) -> Vec<&'static str> {
     match (&old.otlp, &mut new.otlp) {
         (Some(old), Some(new)) => {
             let can_be = changed_while_running(old, new);
-            if keep("otlp (the queue, the resource, or which signals are sent)", can_be != *new) {
+            if keep("otlp (the queue, the spool, the resource, or which signals are sent)", can_be != *new) {
                 *new = can_be;
             }
         }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const MOST: u32 = 10;
 
 /// Most times in a row that a former script is found standing; then it is taken for a stranger who has got its
-/// id, and the question is asked. At one visit a minute that is after sixteen hours.
+/// id, and the question is asked. At one visit a minute that is after eighteen hours.
 const MOST_STANDING: u32 = 100;
 
 /// A question, told apart among all: the collector's name and the question's `id`.
