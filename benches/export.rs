@@ -67,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let fleet = Fleet::new(hosts);
     let readings = Readings::new();
+    readings.follow_changes();
     fleet.round(&readings, 0);
     readings.take_changes();
     println!("{hosts} hosts, {} series", readings.snapshot().len());

@@ -119,6 +119,7 @@ impl Site {
 
     fn poll(&self, runtime: &Runtime, unpaged: bool, title: Option<&str>) -> Result<()> {
         let readings = Readings::new();
+        readings.follow_changes();
         let settings = OverallStateConfig {
             interval: INTERVAL,
             stale_after: 3 * INTERVAL,

@@ -214,6 +214,20 @@ async fn while_the_first_collector_is_away_all_signals_go_to_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_points_go_to_the_collector_that_is_there() {
+    let start_one = || Sink::start(SinkOptions::default()).expect("a free port");
+    let (first, second) = (start_one(), start_one());
+    let only_metrics = OtlpConfig { failover: vec![second.endpoint()], ..otlp(first.endpoint()) };
+    let telemetry = start(&config(Some(only_metrics)), None);
+    telemetry.exporter().expect("there is one").export_now().await.expect("running");
+    first.wait_until(|seen| !seen.messages.is_empty(), LIMIT).await.expect("the first export");
+    first.stop().await;
+    // Spans and records are done at once, as there are none; metrics have to find the other one first.
+    telemetry.shutdown(Duration::from_secs(10)).await;
+    assert!(second.seen(|seen| !seen.messages.is_empty()), "the last export");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_hangs_keeps_nobody_from_ending() {
     let sink = Sink::start(SinkOptions { fault: Some(Fault::Hang), ..SinkOptions::default() });
     let sink = sink.expect("a free port");

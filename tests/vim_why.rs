@@ -38,6 +38,7 @@ impl Story {
         let stats = Arc::clone(&setup.stats);
         let poller = VcenterPoller::new(vcenter, setup.config.clone(), collectors, setup.access(), stats);
         let (readings, inventory) = (Readings::new(), Inventory::default());
+        readings.follow_changes();
         Self { sim, poller, readings, inventory, _setup: setup }
     }
 

@@ -18,6 +18,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use transitions::{Listener, Seen};
 
+/// Time for which a reading that is stale is still known to have been, so that whoever comes back from an outage is
+/// told to be different, and not to be new.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+
 /// What a collector found out about one part of a target (a service, say). It replaces what was known
 /// of that part; parts that a report does not name stand until they are stale.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,14 +112,24 @@ pub struct Readings {
 #[derive(Debug, Default)]
 struct Inner {
     targets: HashMap<TargetId, Target>,
-    /// The last word on each changed series: its value, or that it ended. Capped by the number of series.
-    changes: HashMap<SeriesKey, Option<f64>>,
+    changes: Pending,
     listener: Option<Listener>,
+}
+
+/// The changes that wait for whoever takes them.
+#[derive(Debug, Default)]
+struct Pending {
+    /// Whether there is anybody who does.
+    is_followed: bool,
+    /// The last word on each changed series: its value, or that it ended. Capped by the number of series.
+    series: HashMap<SeriesKey, Option<f64>>,
 }
 
 #[derive(Debug, Default)]
 struct Target {
     status: Option<TargetStatus>,
+    /// Collectors that have reported, however long ago.
+    heard_of: HashSet<&'static str>,
     parts: HashMap<(&'static str, Arc<str>), Part>,
 }
 
@@ -144,19 +158,22 @@ impl Readings {
         let Inner { targets, changes, listener } = &mut *inner;
         let id = report.target;
         let target = targets.entry(id.clone()).or_default();
-        let is_first = !target.parts.keys().any(|(collector, _)| *collector == report.collector);
+        let is_first = target.heard_of.insert(report.collector);
         let seen = Seen { target: &id, is_first };
-        let before = changes.len();
+        let (now, before) = (Instant::now(), changes.series.len());
         for reading in report.readings {
             let key = (report.collector, reading.part);
-            let old = target.parts.get(&key).map_or(&[][..], |part| &part.samples);
+            let known = target.parts.get(&key);
+            let last = known.map_or(&[][..], |part| &part.samples);
+            // What is stale has ended, for those who are sent the series; for people it has been the last word.
+            let old = if known.is_some_and(|part| part.is_fresh(now)) { last } else { &[] };
             let mut new = reading.samples;
-            keep_identities(old, &mut new);
+            keep_identities(last, &mut new);
             let new: Arc<[Sample]> = new.into();
-            note_updates(changes, old, &new);
-            note_ends(changes, old, &new);
+            changes.note_updates(old, &new);
+            changes.note_ends(old, &new);
             if let Some(listener) = listener {
-                listener.compare(&seen, old, &new);
+                listener.compare(&seen, last, &new);
             }
             if new.is_empty() {
                 target.parts.remove(&key);
@@ -164,7 +181,7 @@ impl Readings {
                 target.parts.insert(key, Part { samples: new, stale_at });
             }
         }
-        if changes.len() > before {
+        if changes.series.len() > before {
             self.changed.notify_one();
         }
     }
@@ -208,9 +225,9 @@ impl Readings {
             listener.left(id);
         }
         for part in targets.remove(id).iter().flat_map(|target| target.parts.values()) {
-            note_ends(changes, &part.samples, &[]);
+            changes.note_ends(&part.samples, &[]);
         }
-        if !changes.is_empty() {
+        if !changes.series.is_empty() {
             self.changed.notify_one();
         }
     }
@@ -221,23 +238,29 @@ impl Readings {
         let Inner { targets, changes, .. } = &mut *inner;
         for target in targets.values_mut() {
             let gone = target.parts.extract_if(|(of, part), _| *of == collector && !is_asked(part));
-            gone.for_each(|(_, part)| note_ends(changes, &part.samples, &[]));
+            gone.for_each(|(_, part)| changes.note_ends(&part.samples, &[]));
         }
-        if !changes.is_empty() {
+        if !changes.series.is_empty() {
             self.changed.notify_one();
         }
     }
 
-    /// Everything that is not stale. What is stale is dropped for good.
+    /// Everything that is not stale.
     pub fn snapshot(&self) -> Snapshot {
         let now = Instant::now();
         let mut inner = self.lock();
         let mut parts = Vec::new();
         for target in inner.targets.values_mut() {
-            target.parts.retain(|_, part| part.is_fresh(now));
-            parts.extend(target.parts.values().map(|part| Arc::clone(&part.samples)));
+            target.parts.retain(|_, part| part.is_remembered(now));
+            let fresh = target.parts.values().filter(|part| part.is_fresh(now));
+            parts.extend(fresh.map(|part| Arc::clone(&part.samples)));
         }
         Snapshot { parts }
+    }
+
+    /// From now on changes are noted, for [`Readings::changed`] and [`Readings::take_changes`].
+    pub fn follow_changes(&self) {
+        self.lock().changes.is_followed = true;
     }
 
     /// Waits until something of [`Cadence::OnChange`] changed since the changes were last taken.
@@ -245,16 +268,16 @@ impl Readings {
     pub async fn changed(&self) {
         loop {
             let notified = self.changed.notified();
-            if !self.lock().changes.is_empty() {
+            if !self.lock().changes.series.is_empty() {
                 return;
             }
             notified.await;
         }
     }
 
-    /// Takes the changes that have piled up.
+    /// Takes the changes that have piled up since somebody follows them.
     pub fn take_changes(&self) -> Changes {
-        let taken = std::mem::take(&mut self.lock().changes);
+        let taken = std::mem::take(&mut self.lock().changes.series);
         let mut changes = Changes::default();
         for ((def, attributes), value) in taken {
             match value {
@@ -266,9 +289,47 @@ impl Readings {
     }
 }
 
+impl Pending {
+    fn note_updates(&mut self, old: &[Sample], new: &[Sample]) {
+        if !self.is_followed {
+            return;
+        }
+        for (i, sample) in new.iter().enumerate().filter(|(_, s)| s.def.cadence == Cadence::OnChange) {
+            // A collector reports a part in one order, so the old sample is nearly always at the same place.
+            let previous = match old.get(i) {
+                Some(candidate) if same_series(candidate, sample) => Some(candidate),
+                _ => old.iter().find(|candidate| same_series(candidate, sample)),
+            };
+            if previous.is_none_or(|previous| previous.value != sample.value) {
+                self.series.insert((sample.def, sample.attributes.clone()), Some(sample.value));
+            }
+        }
+    }
+
+    fn note_ends(&mut self, old: &[Sample], new: &[Sample]) {
+        if !self.is_followed {
+            return;
+        }
+        // Nearly every report has the series of the one before at the same places: no need for the set then.
+        let moved = |(i, sample): &(usize, &Sample)| !new.get(*i).is_some_and(|at| same_series(at, sample));
+        let mut moved = old.iter().enumerate().filter(moved).map(|(_, sample)| sample).peekable();
+        if moved.peek().is_none() {
+            return;
+        }
+        let still_there: HashSet<_> = new.iter().map(|sample| (sample.def, &sample.attributes)).collect();
+        for sample in moved.filter(|sample| !still_there.contains(&(sample.def, &sample.attributes))) {
+            self.series.insert((sample.def, sample.attributes.clone()), None);
+        }
+    }
+}
+
 impl Part {
     fn is_fresh(&self, now: Instant) -> bool {
         self.stale_at.is_none_or(|at| now < at)
+    }
+
+    fn is_remembered(&self, now: Instant) -> bool {
+        self.stale_at.is_none_or(|at| now < at + REMEMBERED)
     }
 }
 
@@ -284,32 +345,6 @@ fn same_series(a: &Sample, b: &Sample) -> bool {
 fn keep_identities(old: &[Sample], new: &mut [Sample]) {
     for (old, new) in old.iter().zip(new).filter(|(old, new)| same_series(old, new)) {
         new.attributes = old.attributes.clone();
-    }
-}
-
-fn note_updates(changes: &mut HashMap<SeriesKey, Option<f64>>, old: &[Sample], new: &[Sample]) {
-    for (i, sample) in new.iter().enumerate().filter(|(_, s)| s.def.cadence == Cadence::OnChange) {
-        // A collector reports a part in one order, so the old sample is nearly always at the same place.
-        let previous = match old.get(i) {
-            Some(candidate) if same_series(candidate, sample) => Some(candidate),
-            _ => old.iter().find(|candidate| same_series(candidate, sample)),
-        };
-        if previous.is_none_or(|previous| previous.value != sample.value) {
-            changes.insert((sample.def, sample.attributes.clone()), Some(sample.value));
-        }
-    }
-}
-
-fn note_ends(changes: &mut HashMap<SeriesKey, Option<f64>>, old: &[Sample], new: &[Sample]) {
-    // Nearly every report has the series of the one before at the same places: no need for the set then.
-    let moved = |(i, sample): &(usize, &Sample)| !new.get(*i).is_some_and(|at| same_series(at, sample));
-    let mut moved = old.iter().enumerate().filter(moved).map(|(_, sample)| sample).peekable();
-    if moved.peek().is_none() {
-        return;
-    }
-    let still_there: HashSet<_> = new.iter().map(|sample| (sample.def, &sample.attributes)).collect();
-    for sample in moved.filter(|sample| !still_there.contains(&(sample.def, &sample.attributes))) {
-        changes.insert((sample.def, sample.attributes.clone()), None);
     }
 }
 

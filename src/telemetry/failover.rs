@@ -79,9 +79,17 @@ impl<P: Probe> Failover<P> {
                     if changed.is_err() {
                         return;
                     }
-                    all = Arc::clone(&collectors.borrow_and_update());
-                    self.move_to(0, &all);
-                    self.setbacks = 0;
+                    let new = Arc::clone(&collectors.borrow_and_update());
+                    let is_same = names(&all).eq(names(&new));
+                    all = new;
+                    match all.get(self.current).filter(|_| is_same) {
+                        // Who is there, and who fails, is known. How to reach them may be new.
+                        Some(destination) => drop(self.destination.send_replace(destination.clone())),
+                        None => {
+                            self.move_to(0, &all);
+                            self.setbacks = 0;
+                        }
+                    }
                 }
                 better = self.find(&all) => {
                     if self.presence.is_away() {
@@ -109,8 +117,9 @@ impl<P: Probe> Failover<P> {
                 else => std::future::pending().await,
             }
             for (index, Destination { peer, .. }) in all.iter().enumerate() {
-                let is_better = index < self.current || index > self.current && self.presence.is_away();
-                if is_better && self.probe.is_there(peer).await {
+                let is_better = || index < self.current || index > self.current && self.presence.is_away();
+                // The current one may be back by the time that another one has answered.
+                if is_better() && self.probe.is_there(peer).await && is_better() {
                     return index;
                 }
             }
@@ -138,6 +147,10 @@ impl<P: Probe> Failover<P> {
             _ => self.stats.set(&COLLECTOR, none, self.current as f64),
         }
     }
+}
+
+fn names(all: &[Destination]) -> impl Iterator<Item = &str> {
+    all.iter().map(|destination| destination.peer.name())
 }
 
 fn tell(index: usize, all: &[Destination]) {

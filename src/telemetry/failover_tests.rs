@@ -10,17 +10,23 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Ports of the Collectors that take connections.
 #[derive(Debug, Clone, Default)]
-struct There(Arc<Mutex<BTreeSet<u16>>>);
+struct There {
+    ports: Arc<Mutex<BTreeSet<u16>>>,
+    /// How long it takes to find out.
+    takes: Arc<Mutex<Duration>>,
+}
 
 impl There {
     fn set(&self, ports: &[u16]) {
-        *self.0.lock().expect("no panic") = ports.iter().copied().collect();
+        *self.ports.lock().expect("no panic") = ports.iter().copied().collect();
     }
 }
 
 impl Probe for There {
     async fn is_there(&self, peer: &Peer) -> bool {
-        self.0.lock().expect("no panic").iter().any(|port| peer.name() == name(*port))
+        let takes = *self.takes.lock().expect("no panic");
+        sleep(takes).await;
+        self.ports.lock().expect("no panic").iter().any(|port| peer.name() == name(*port))
     }
 }
 
@@ -124,6 +130,36 @@ async fn one_that_is_back_by_itself_is_not_left() {
     assert!(!story.destination.has_changed().expect("it runs"));
     assert_eq!(story.peer(), name(1));
     story.goes_to(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_back_while_another_one_is_looked_at_is_not_left() {
+    let mut story = story(&[1, 2]);
+    *story.there.takes.lock().expect("no panic") = Duration::from_secs(2);
+    story.lose();
+    sleep(Duration::from_secs(1)).await;
+    story.presence.is_there(Signal::Metrics, &name(1));
+    sleep(HOUR).await;
+    assert!(!story.destination.has_changed().expect("it runs"));
+    story.goes_to(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_ways_to_the_same_collectors_change_neither_the_current_one_nor_what_is_known_of_them() {
+    let mut story = story(&[1, 2]);
+    for _ in 0..3 {
+        story.lose();
+        story.goes_to(2).await;
+        story.goes_to(1).await;
+    }
+    story.lose();
+    story.goes_to(2).await;
+    story.destination.mark_unchanged();
+    story.collectors.send_replace(list(&[1, 2]));
+    story.destination.changed().await.expect("it runs");
+    assert_eq!((story.peer(), story.counted()), (name(2), Some(1.0)), "with its new headers, say");
+    let took = story.goes_to(1).await;
+    assert!(took > 2 * MINUTE, "it was lost soon, several times: {took:?}");
 }
 
 #[tokio::test(start_paused = true)]

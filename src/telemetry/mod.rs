@@ -210,8 +210,10 @@ impl Telemetry {
                 let _ = timeout(limit, exporter.finish(Instant::now() + limit)).await;
             }
         };
+        let mut signals = self.signals;
         let signals = async {
-            let Some(mut signals) = self.signals else { return };
+            // Borrowed: who sees to where everything goes is needed for as long as anything is sent.
+            let Some(signals) = &mut signals else { return };
             signals.closing.send_replace(true);
             // What could not be sent by then is lost, and there is nobody left to tell.
             let _ = timeout(limit.min(FLUSH), async { while signals.senders.join_next().await.is_some() {} })

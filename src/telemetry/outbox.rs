@@ -5,6 +5,8 @@
 //! In place of the SDK's batch processors: those drop a batch whose export failed, hold up the others while
 //! a Collector hangs, reserve all their room at the start, and drop in silence what does not fit.
 
+use super::export::addresses::Addresses;
+use super::export::follow::renewed;
 use super::export::peer::{Presence, Signal};
 use super::export::transport::Destination;
 use super::{TelemetryError, signals};
@@ -139,8 +141,9 @@ pub(super) struct Postman<P: Post> {
     destination: watch::Receiver<Destination>,
     build: Build<P>,
     post: P,
-    /// Name of the Collector that `post` sends to.
-    peer: String,
+    /// Where `post` sends to.
+    at: Destination,
+    addresses: Addresses,
     presence: Arc<Presence>,
     pause: Duration,
 }
@@ -156,10 +159,9 @@ impl<P: Post> Postman<P> {
         build: impl Fn(&Destination) -> Result<P, TelemetryError> + Send + 'static,
         presence: Arc<Presence>,
     ) -> Result<Self, TelemetryError> {
-        let first = destination.borrow_and_update().clone();
-        let (post, peer) = (build(&first)?, first.peer.name().to_owned());
-        let build = Box::new(build);
-        Ok(Self { outbox, destination, build, post, peer, presence, pause: SHORTEST_PAUSE })
+        let at = destination.borrow_and_update().clone();
+        let (post, addresses, build) = (build(&at)?, Addresses::of(&at.peer), Box::new(build));
+        Ok(Self { outbox, destination, build, post, at, addresses, presence, pause: SHORTEST_PAUSE })
     }
 
     /// Sends until `closing` says so and nothing waits any more. To be dropped when there is no time left.
@@ -195,37 +197,51 @@ impl<P: Post> Postman<P> {
 
     /// Tries once. Returns the pause before the next try.
     async fn deliver(&mut self, portion: Vec<P::Item>) -> Option<Duration> {
-        if self.destination.has_changed().unwrap_or(false) {
-            let new = self.destination.borrow_and_update().clone();
-            match (self.build)(&new) {
-                Ok(post) => (self.post, self.peer) = (post, new.peer.name().to_owned()),
-                Err(error) => self.presence.say(|| tracing::warn!("{error}; the old way is used")),
-            }
+        if let Some(new) = renewed(&mut self.destination) {
+            self.addresses = Addresses::of(&new.peer);
+            self.connect_anew(new);
+        } else if self.addresses.have_changed() {
+            self.connect_anew(self.at.clone());
         }
-        let limit = self.destination.borrow().peer.limit() + MARGIN;
+        let limit = self.at.peer.limit() + MARGIN;
         let items = portion.len();
         let posted = timeout(limit, self.post.post(portion.clone())).await;
         let error = match posted.unwrap_or(Err(OTelSdkError::Timeout(limit))) {
             Ok(()) => {
-                self.presence.is_there(P::SIGNAL, &self.peer);
+                self.answered();
                 self.outbox.count("exported", items);
-                self.pause = SHORTEST_PAUSE;
                 return None;
             }
             Err(error) => error,
         };
         if signals::is_passing(&error) {
-            self.presence.is_lost(P::SIGNAL, &self.peer, &signals::explain(&error));
+            self.presence.is_lost(P::SIGNAL, self.at.peer.name(), &signals::explain(&error));
             self.outbox.put_back(portion);
+            // A connection into a black hole would be used until TCP gives it up, after minutes.
+            self.connect_anew(self.at.clone());
             // Jitter, so that many agents do not come back to a Collector at one moment.
             let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             return Some(pause);
         }
+        self.answered();
         self.outbox.count("dropped", items);
         self.presence
             .say(|| tracing::debug!("OTLP: {items} items are refused: {}", signals::explain(&error)));
         None
+    }
+
+    fn connect_anew(&mut self, to: Destination) {
+        match (self.build)(&to) {
+            Ok(post) => (self.post, self.at) = (post, to),
+            Err(error) => self.presence.say(|| tracing::warn!("{error}; the old way is used")),
+        }
+    }
+
+    /// There is a Collector, whatever it says.
+    fn answered(&mut self) {
+        self.presence.is_there(P::SIGNAL, self.at.peer.name());
+        self.pause = SHORTEST_PAUSE;
     }
 }
 

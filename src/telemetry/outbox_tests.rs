@@ -20,6 +20,11 @@ struct Flaky {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
     tries: Arc<AtomicUsize>,
+    /// Connections made so far, and those of them that go nowhere any more.
+    made: Arc<AtomicUsize>,
+    dead: Arc<AtomicUsize>,
+    /// Which of them this is.
+    connection: usize,
     taken: Arc<Mutex<Vec<usize>>>,
 }
 
@@ -29,6 +34,9 @@ impl Post for Flaky {
 
     async fn post(&self, items: Vec<usize>) -> OTelSdkResult {
         self.tries.fetch_add(1, Ordering::Relaxed);
+        if self.connection <= self.dead.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
         let error =
             |code: &str| OTelSdkError::InternalFailure(format!("export failed with gRPC code: {code}"));
         if self.away.load(Ordering::Relaxed) {
@@ -46,6 +54,7 @@ struct Story {
     outbox: Outbox<usize>,
     flaky: Flaky,
     stats: Arc<Stats>,
+    presence: Arc<Presence>,
     destination: watch::Sender<Destination>,
     closing: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -56,16 +65,20 @@ fn story(cap: usize) -> Story {
     let outbox = Outbox::new(cap, &ITEMS, Arc::clone(&stats));
     let peer = Peer::of_test("http://127.0.0.1:9");
     let presence = Arc::new(Presence::new(peer.name()));
+    let seen = Arc::clone(&presence);
     let (destination, follow) = watch::channel(Destination { peer, compression: Compression::None });
     let flaky = Flaky::default();
     let build = {
         let flaky = flaky.clone();
-        move |_: &Destination| Ok(flaky.clone())
+        move |_: &Destination| {
+            let connection = flaky.made.fetch_add(1, Ordering::Relaxed) + 1;
+            Ok(Flaky { connection, ..flaky.clone() })
+        }
     };
     let postman = Postman::new(outbox.clone(), follow, build, presence).expect("built");
     let (closing, closes) = watch::channel(false);
     let task = tokio::spawn(postman.run(closes));
-    Story { outbox, flaky, stats, destination, closing, task }
+    Story { outbox, flaky, stats, presence: seen, destination, closing, task }
 }
 
 impl Story {
@@ -152,6 +165,37 @@ async fn what_is_refused_for_good_is_counted_and_holds_up_nobody() {
     story.push(10..20);
     assert_eq!(story.taken_are(10).await, (10..20).collect::<Vec<_>>());
     assert_eq!(story.counted("dropped"), 10.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_into_a_black_hole_costs_one_call_and_no_item() {
+    let story = story(10_000);
+    story.push(0..10);
+    assert_eq!(story.taken_are(10).await.len(), 10);
+    story.flaky.dead.store(story.flaky.made.load(Ordering::Relaxed), Ordering::Relaxed);
+    story.push(10..20);
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!(story.taken(), (0..20).collect::<Vec<_>>(), "its limit, a pause, and a new one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_refuses_is_one_that_is_there() {
+    let story = story(10_000);
+    story.flaky.away.store(true, Ordering::Relaxed);
+    story.push(0..10);
+    sleep(Duration::from_secs(120)).await;
+    assert!(story.presence.is_away());
+    story.flaky.refuses.store(true, Ordering::Relaxed);
+    story.flaky.away.store(false, Ordering::Relaxed);
+    sleep(LONGEST_PAUSE).await;
+    assert!(!story.presence.is_away());
+    story.flaky.away.store(true, Ordering::Relaxed);
+    story.push(10..20);
+    sleep(Duration::from_secs(5)).await;
+    story.flaky.refuses.store(false, Ordering::Relaxed);
+    story.flaky.away.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(story.taken(), (10..20).collect::<Vec<_>>(), "pauses begin short again");
 }
 
 #[tokio::test(start_paused = true)]

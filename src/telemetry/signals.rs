@@ -37,7 +37,11 @@ pub(super) fn is_passing(error: &OTelSdkError) -> bool {
     match error {
         OTelSdkError::Timeout(_) => true,
         OTelSdkError::InternalFailure(_) => {
-            grpc(error).is_some_and(|text| PASSING.iter().any(|passing| text.starts_with(passing)))
+            let is_passing = |text: &str| {
+                // A cause behind the code is none of the Collector's: the connection broke.
+                text.contains(": ") || PASSING.iter().any(|passing| text.starts_with(passing))
+            };
+            grpc(error).is_some_and(is_passing)
         }
         OTelSdkError::AlreadyShutdown => false,
     }
@@ -72,6 +76,9 @@ mod tests {
         let text = "TonicLogsClient export failed with gRPC code: PermissionDenied";
         let refused = OTelSdkError::InternalFailure(text.into());
         assert_eq!((is_passing(&refused), &*explain(&refused)), (false, "PermissionDenied"));
+        let text = "TonicLogsClient export failed with gRPC code: Internal: h2 protocol error: stream reset";
+        let broken = OTelSdkError::InternalFailure(text.into());
+        assert!(is_passing(&broken), "the Collector has said nothing");
         let late = OTelSdkError::Timeout(Duration::from_secs(10));
         assert_eq!((is_passing(&late), &*explain(&late)), (true, "no answer within 10s"));
         let other = OTelSdkError::InternalFailure("no memory".into());

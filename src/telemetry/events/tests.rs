@@ -15,6 +15,8 @@ static SERVICE: MetricDef = def("esxi.critical_service.status");
 static STATUS: MetricDef = def("esxi.overall_status");
 static ALARM: MetricDef = def("esxi.host.alarm");
 
+const STALE: Duration = Duration::from_secs(180);
+
 /// A teller that is moved by hand; what it tells goes nowhere.
 struct Story {
     readings: Arc<Readings>,
@@ -33,7 +35,7 @@ impl Story {
             target: target.clone(),
             collector: "test",
             readings: vec![Reading { part: "part".into(), samples }],
-            stale_after: None,
+            stale_after: Some(STALE),
         });
     }
 
@@ -182,6 +184,31 @@ async fn a_service_that_was_stopped_and_not_heard_of_for_long_is_told_to_run_aga
     story.service(1.0);
     let names: Vec<_> = story.news().into_iter().map(|(name, _, _)| name).collect();
     assert_eq!(names, ["esxi.service.stopped", "esxi.service.running"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_during_an_outage_is_told_once_it_is_over() {
+    let mut story = Story::new();
+    let outage = || tokio::time::advance(STALE * 3);
+    story.service(1.0);
+    story.host(2.0, &[]);
+    outage().await;
+    assert!(story.readings.snapshot().is_empty(), "nothing is reported any more");
+    story.service(0.0);
+    story.host(0.0, &[]);
+    let told: Vec<_> = story.news().into_iter().map(|(_, _, body)| body).collect();
+    assert_eq!(told, ["host esx1: service vvold has stopped", "host esx1 is red (was green) at vCenter vc1"]);
+    outage().await;
+    assert!(story.readings.snapshot().is_empty());
+    story.service(0.0);
+    story.host(0.0, &[]);
+    assert_eq!(story.news(), [], "that was told already");
+    outage().await;
+    assert!(story.readings.snapshot().is_empty());
+    story.service(1.0);
+    story.host(2.0, &[]);
+    let told: Vec<_> = story.news().into_iter().map(|(name, _, _)| name).collect();
+    assert_eq!(told, ["esxi.service.running", "esxi.host.status_changed"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ type Found = Option<BTreeSet<SocketAddr>>;
 
 /// Looks beside the calls, never before them.
 #[derive(Debug)]
-pub(super) struct Addresses {
+pub(in crate::telemetry) struct Addresses {
     /// `None`: the peer has no name.
     name: Option<(String, u16)>,
     known: BTreeSet<SocketAddr>,
@@ -26,12 +26,12 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn of(peer: &Peer) -> Self {
+    pub(in crate::telemetry) fn of(peer: &Peer) -> Self {
         Self { name: peer.looked_up(), known: BTreeSet::new(), looking: None, next: Instant::now() }
     }
 
     /// Whether one that the name meant is gone since the last time that this said so.
-    pub(super) fn have_changed(&mut self) -> bool {
+    pub(in crate::telemetry) fn have_changed(&mut self) -> bool {
         use futures::FutureExt as _;
         let Some(name) = &self.name else { return false };
         if self.looking.is_none() && Instant::now() >= self.next {

@@ -1,6 +1,7 @@
 //! The task that decides when something is exported.
 
 use super::encode::Limits;
+use super::follow::changed;
 use super::gather::{Gathered, Gatherer};
 use super::queue::Queue;
 use super::sender::{Closing, Sender};
@@ -80,6 +81,7 @@ impl Exporter {
         sender: Sender<T>,
         cancel: CancellationToken,
     ) -> Self {
+        parts.readings.follow_changes();
         let (commands, receiver) = mpsc::channel(8);
         let (closing, closes) = watch::channel(Closing::No);
         let sender = AbortOnDropHandle::new(tokio::spawn(sender.run(closes).with_current_subscriber()));
@@ -268,13 +270,6 @@ fn ticks(first: Instant, every: Duration) -> Interval {
     let mut ticks = interval_at(first, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
-}
-
-/// Waits for another value; for ever when nobody can give one any more.
-pub(super) async fn changed<T>(of: &mut watch::Receiver<T>) {
-    if of.changed().await.is_err() {
-        std::future::pending().await
-    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@ pub mod sender;
 pub mod spool;
 pub mod transport;
 
-mod addresses;
+pub(super) mod addresses;
 mod drops;
 mod exporter;
+pub(super) mod follow;
 mod gather;
 mod live;
 mod split;

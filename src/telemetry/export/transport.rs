@@ -2,7 +2,7 @@
 //! again as it was, with its own times.
 
 use super::addresses::Addresses;
-use super::exporter::changed;
+use super::follow::{changed, renewed};
 use super::peer::Peer;
 use crate::config::Compression;
 use bytes::{Buf, BufMut, Bytes};
@@ -93,10 +93,7 @@ impl Transport for GrpcTransport {
     }
 
     fn renew(&mut self) -> Option<Compression> {
-        if !self.destinations.has_changed().unwrap_or(false) {
-            return None;
-        }
-        let Destination { peer, compression } = self.destinations.borrow_and_update().clone();
+        let Destination { peer, compression } = renewed(&mut self.destinations)?;
         (self.channel, self.addresses, self.peer) = (peer.channel(), Addresses::of(&peer), peer);
         Some(compression)
     }
