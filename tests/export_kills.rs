@@ -14,14 +14,16 @@ use esxi_otel_agent::simulator::sink::{Fault, Seen, Sink, SinkOptions};
 use esxi_otel_agent::stats::Stats;
 use esxi_otel_agent::telemetry::export::encode::Batch;
 use esxi_otel_agent::telemetry::export::queue::{Caps, Queue};
-use esxi_otel_agent::telemetry::export::spool::{Keeper, SpoolOptions};
+use esxi_otel_agent::telemetry::export::spool::{Keeper, Loaded, Spool, SpoolOptions};
 use export::{Agent, LIMIT, otlp};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -230,6 +232,46 @@ async fn the_agent_on_a_full_disk() {
     assert_eq!(sent.iter().sum::<usize>() as f64 + dropped(), all as f64, "counted exactly");
     keeper.end().await;
     println!("went on: {} of 4030 sent", sent.len());
+}
+
+/// With a limit on open files of its own.
+#[test]
+#[ignore = "for children"]
+fn the_agent_that_can_open_no_more_files() {
+    let path = Path::new(&variable("SPOOL")).to_owned();
+    let open = || Spool::open(&path, 1 << 30);
+    let batches: Vec<_> = (1..=3).map(|points| Batch { bytes: "request".into(), points }).collect();
+    for batch in &batches {
+        // Each a segment.
+        open().expect("a folder").append([(batch, SystemTime::now())], false).expect("room");
+    }
+    let mut spool = open().expect("free again");
+    let limit = getrlimit(Resource::Nofile);
+    let of = |current| setrlimit(Resource::Nofile, Rlimit { current, ..limit }).expect("allowed");
+    of(Some(0));
+    let while_there_are_none = spool.load(1_000);
+    of(limit.current);
+    assert_eq!(while_there_are_none, Loaded::default(), "nothing is read, and nothing lost");
+    assert_eq!(spool.load(1_000).entries.len(), 3);
+    drop(spool);
+    // The next process gets the lock and nothing more, whatever it reads first.
+    let free = std::fs::File::open("/dev/null").expect("there").as_raw_fd();
+    of(Some(u64::try_from(free).expect("a number") + 1));
+    let error = open().expect_err("it can't be read").to_string();
+    of(limit.current);
+    assert!(error.contains("Too many open files"), "{error}");
+    let mut spool = open().expect("as it was");
+    assert_eq!((spool.load(1_000).entries.len(), spool.damaged()), (3, 0));
+    println!("went on");
+}
+
+#[test]
+fn a_lack_of_file_descriptors_is_no_damage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut story = child("the_agent_that_can_open_no_more_files");
+    let output = story.env("SPOOL", folder.path().join("spool")).output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("went on"), "{said}");
 }
 
 #[test]

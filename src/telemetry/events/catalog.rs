@@ -132,6 +132,7 @@ Of one kind it gets at most 100 lines a minute, and then the number of those tha
 - What changes more than 5 times within 10 minutes is *flapping*: that is told once, and then nothing until it has been
   stable for 10 minutes; then its state is told, with the number of changes that were not.
   `esxi.agent.events` counts what was told, suppressed and lost.
+- What changed while a host or vCenter was away is told when it is back, within a day.
 - A target that leaves the inventory leaves in silence.
 
 The agent's own log goes out the same way only if `otlp.logs.records` says so.

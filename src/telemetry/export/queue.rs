@@ -107,7 +107,12 @@ struct Inner {
 impl Queue {
     /// An empty one.
     pub fn new(caps: Caps) -> Self {
-        let clock = (SystemTime::now(), Instant::now());
+        Self::started(caps, SystemTime::now())
+    }
+
+    /// One whose wall clock shows this.
+    pub(super) fn started(caps: Caps, at: SystemTime) -> Self {
+        let clock = (at, Instant::now());
         let (pushed, emptied, work) = (Notify::new(), Notify::new(), Condvar::new());
         Self { caps, clock, inner: Mutex::default(), pushed, emptied, work, drops: Drops::default() }
     }

@@ -31,6 +31,8 @@ pub struct Spool {
     next: Sequence,
     cursor: Sequence,
     damaged: u64,
+    /// Reading fails for now, which was said.
+    cannot_read: bool,
 }
 
 /// A request that was kept.
@@ -40,7 +42,7 @@ pub struct Kept {
     pub sequence: Sequence,
     /// The request.
     pub batch: Batch,
-    /// When its points were collected, by the clock of the process that did.
+    /// When its points were collected, by the wall clock of the process that did.
     pub collected: SystemTime,
 }
 
@@ -87,7 +89,9 @@ impl Spool {
         let packer = Packer::new().map_err(io_error("written", path))?;
         let segment_size = SEGMENT.min(max_bytes / SEGMENTS);
         let (segments, next) = (VecDeque::new(), cursor);
-        let mut spool = Self { folder, packer, segments, open: None, segment_size, next, cursor, damaged: 0 };
+        let (open, damaged, cannot_read) = (None, 0, false);
+        let mut spool =
+            Self { folder, packer, segments, open, segment_size, next, cursor, damaged, cannot_read };
         let found = spool.folder.segments()?;
         match known {
             Some(_) => {}
@@ -125,6 +129,7 @@ impl Spool {
             Err(Unreadable::Version(found)) => {
                 Err(SpoolError::Version { path: self.folder.path().to_owned(), found })
             }
+            Err(Unreadable::ForNow(error)) => Err(io_error("read", &path)(error)),
             Err(Unreadable::Damaged) => {
                 self.next = self.next.max(first.saturating_add(1));
                 self.put_aside(&path);
@@ -208,20 +213,29 @@ impl Spool {
         Ok(())
     }
 
-    /// Reads on, about as many bytes of requests.
+    /// Reads on, about as many bytes of requests. Nothing where that fails for a reason that may pass: it is to be
+    /// called again.
     pub fn load(&mut self, bytes: usize) -> Loaded {
         let (mut loaded, mut size) = (Loaded::default(), 0);
         for segment in self.segments.iter_mut().filter(|segment| segment.has_unread()) {
             if size >= bytes {
                 break;
             }
-            if let Err(error) = segment.load(bytes, &mut size, &mut loaded) {
-                tracing::warn!(
-                    "OTLP: the spool can't be read, a part is lost: {}: {error}",
-                    segment.path.display()
-                );
-                loaded.damaged_points += segment.give_up();
+            let read = segment.load(bytes, &mut size, &mut loaded);
+            let could_not_read = std::mem::replace(&mut self.cannot_read, false);
+            let Err(error) = read else { continue };
+            let path = segment.path.display();
+            if may_pass(&error) {
+                self.cannot_read = true;
+                if !could_not_read {
+                    tracing::warn!(
+                        "OTLP: the spool can't be read for now, it is tried again: {path}: {error}"
+                    );
+                }
+                break;
             }
+            tracing::warn!("OTLP: the spool can't be read, a part is lost: {path}: {error}");
+            loaded.damaged_points += segment.give_up();
         }
         loaded
     }
@@ -283,14 +297,15 @@ impl Spool {
         self.segments.iter().any(Segment::has_unread)
     }
 
-    /// When the oldest was collected of what was not loaded.
-    pub fn oldest_unread(&self) -> Option<SystemTime> {
-        self.segments.iter().find_map(|segment| segment.unread.oldest)
+    /// The oldest of what was not loaded, and when it was collected.
+    pub fn oldest_unread(&self) -> Option<(Sequence, SystemTime)> {
+        let oldest = |segment: &Segment| segment.unread.oldest.map(|at| (segment.unread.first, at));
+        self.segments.iter().find_map(oldest)
     }
 
-    /// When the newest of the oldest segment was collected.
-    pub fn oldest_segment(&self) -> Option<SystemTime> {
-        self.segments.front().map(|segment| segment.newest)
+    /// The newest of the oldest segment, and when it was collected.
+    pub fn oldest_segment(&self) -> Option<(Sequence, SystemTime)> {
+        self.segments.front().map(|segment| (segment.end.saturating_sub(1), segment.newest))
     }
 
     /// Segments with damage that were found so far.
@@ -317,7 +332,7 @@ impl Segment {
             let Step { found, damage } = step(&file, self.unread.offset, self.length)?;
             self.damaged |= damage;
             let Some((offset, head)) = found else {
-                self.give_up();
+                loaded.damaged_points += self.give_up();
                 break;
             };
             let mut stored = vec![0; usize::try_from(head.stored).map_err(io::Error::other)?];
@@ -343,6 +358,8 @@ impl Segment {
             };
         }
         if !self.has_unread() {
+            // Whatever was counted when it was written, or found, and not met now.
+            loaded.damaged_points += self.unread.points;
             self.unread = Unread { points: 0, oldest: None, ..self.unread };
         }
         Ok(())
@@ -360,7 +377,7 @@ impl Segment {
 /// Looks at a segment's heads. What lies before `cursor` was dealt with. Also says whether there is something
 /// at its end that is no entry.
 fn scan(path: &Path, first: Sequence, cursor: Sequence) -> Result<(Segment, bool), Unreadable> {
-    let damaged = |_| Unreadable::Damaged;
+    let damaged = |error| if may_pass(&error) { Unreadable::ForNow(error) } else { Unreadable::Damaged };
     let file = File::open(path).map_err(damaged)?;
     let length = file.metadata().map_err(damaged)?.len();
     let mut head = [0; SegmentHead::LENGTH];
@@ -388,6 +405,15 @@ fn scan(path: &Path, first: Sequence, cursor: Sequence) -> Result<(Segment, bool
             segment.unread.oldest = segment.unread.oldest.or(Some(head.collected));
         }
     }
+}
+
+/// Whether the same may be read later: this process has too many open files, say, or a server is away. A disk's own
+/// errors are damage: whoever waited for those would never go on.
+fn may_pass(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, OutOfMemory, StaleNetworkFileHandle, TimedOut, WouldBlock};
+    let too_many = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    matches!(error.kind(), Interrupted | OutOfMemory | StaleNetworkFileHandle | TimedOut | WouldBlock)
+        || error.raw_os_error().is_some_and(|code| too_many.contains(&code))
 }
 
 /// The next entry of a segment, and whether there was something else before it.

@@ -56,6 +56,10 @@ fn three_segments(folder: &TempDir) {
     assert_eq!(segments(folder).len(), 3);
 }
 
+fn entry_length(bytes: &[u8]) -> u64 {
+    EntryHead::of_bytes(bytes).expect("an entry").length()
+}
+
 fn edit(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).expect("readable");
     edit(&mut bytes);
@@ -67,7 +71,7 @@ fn what_was_appended_is_read_in_order_also_by_the_next_process() {
     let folder = folder();
     let mut spool = open(&folder);
     append(&mut spool, [1, 2, 3]);
-    assert_eq!((spool.unread_points(), spool.oldest_unread()), (6, Some(entry(1).1)));
+    assert_eq!((spool.unread_points(), spool.oldest_unread()), (6, Some((0, entry(1).1))));
     assert_eq!(spool.load(1).entries.len(), 1);
     assert_eq!(spool.unread_points(), 5);
     append(&mut spool, [4]);
@@ -225,6 +229,23 @@ fn a_segment_that_vanishes_costs_its_own_points() {
     fs::remove_file(&segments(&folder)[1]).expect("there");
     let Loaded { entries, damaged_points } = spool.load(1000);
     assert_eq!((entries.len(), damaged_points), (3, 12));
+}
+
+#[test]
+fn damage_that_came_after_it_was_counted_is_counted_exactly() {
+    let folder = folder();
+    three_segments(&folder);
+    let mut spool = open(&folder);
+    // The head of the second of three: what follows it is found.
+    let paths = segments(&folder);
+    let whole = fs::read(&paths[1]).expect("readable");
+    let second = SegmentHead::LENGTH as u64 + entry_length(&whole[SegmentHead::LENGTH..]);
+    edit(&paths[1], |bytes| bytes[usize::try_from(second).unwrap() + 10] ^= 1);
+    // And one after which nothing is found.
+    edit(&paths[2], |bytes| bytes[SegmentHead::LENGTH + 10] ^= 1);
+    let Loaded { entries, damaged_points } = spool.load(1000);
+    assert_eq!(entries.iter().map(|kept| kept.batch.points).collect::<Vec<_>>(), [1, 2, 3, 5]);
+    assert_eq!((damaged_points, spool.unread_points()), (4 + 6, 0));
 }
 
 #[test]

@@ -36,10 +36,12 @@ pub(super) struct SegmentHead {
 }
 
 /// What can't be made sense of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Unreadable {
     Damaged,
     Version(u32),
+    /// It may well be sound.
+    ForNow(io::Error),
 }
 
 impl SegmentHead {
@@ -197,7 +199,7 @@ mod tests {
         assert_eq!((&batch.bytes[..], batch.points), (&b"points"[..], 3));
         let head = SegmentHead { first: 5 };
         assert_eq!(head.to_bytes().len(), SegmentHead::LENGTH);
-        assert_eq!(SegmentHead::of_bytes(&head.to_bytes()), Ok(head));
+        assert_eq!(SegmentHead::of_bytes(&head.to_bytes()).expect("sound"), head);
     }
 
     #[test]
@@ -214,7 +216,7 @@ mod tests {
         for at in 0..head.len() {
             let mut bytes = head.clone();
             bytes[at] ^= 0x10;
-            assert_eq!(SegmentHead::of_bytes(&bytes), Err(Unreadable::Damaged), "byte {at}");
+            assert!(matches!(SegmentHead::of_bytes(&bytes), Err(Unreadable::Damaged)), "byte {at}");
         }
     }
 
@@ -224,7 +226,7 @@ mod tests {
         bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
         let sum = crc32fast::hash(&bytes[..20]).to_le_bytes();
         bytes[20..].copy_from_slice(&sum);
-        assert_eq!(SegmentHead::of_bytes(&bytes), Err(Unreadable::Version(2)));
+        assert!(matches!(SegmentHead::of_bytes(&bytes), Err(Unreadable::Version(2))));
     }
 
     #[test]

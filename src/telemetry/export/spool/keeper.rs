@@ -3,6 +3,7 @@
 //! Whatever the disk does, the queue goes on: while it is slow, full or read-only, memory holds what it can; and a
 //! folder that is not usable is tried again later.
 
+use super::clock::{Shift, Shifts};
 use super::disk::{Loaded, Spool};
 use super::folder::SpoolError;
 use super::{DAMAGED, SpoolOptions};
@@ -12,7 +13,7 @@ use crate::telemetry::export::drops::Dropped;
 use crate::telemetry::export::queue::{OnDisk, Queue};
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 /// Bytes of requests that are written at once.
@@ -49,6 +50,7 @@ impl Keeper {
             options,
             stats,
             spool: None,
+            shifts: Shifts::new(shift(queue)),
             complaint: None,
             takes_entries: true,
             takes_cursor: true,
@@ -93,6 +95,8 @@ struct Work {
     options: SpoolOptions,
     stats: Arc<Stats>,
     spool: Option<Spool>,
+    /// What lies between the times on the disk and those of the queue.
+    shifts: Shifts,
     /// What was said last of what is wrong.
     complaint: Option<String>,
     /// Whether entries could be written the last time, and how far they were sent. On a file system that has become
@@ -134,6 +138,7 @@ impl Work {
             Ok(spool) => {
                 let points = spool.unread_points();
                 self.spool = Some(spool);
+                self.shifts = Shifts::new(shift(&self.queue));
                 self.note_damage();
                 if points > 0 {
                     tracing::info!("OTLP: {points} points of before wait in the spool");
@@ -185,7 +190,12 @@ impl Work {
         }
         // What was just in memory is not read again when nothing is before it, and it is little.
         let loaded = !spool.has_unread() && self.queue.ahead().0 < AHEAD;
-        let appended = spool.append(entries.iter().map(|(batch, collected)| (batch, *collected)), loaded);
+        let shift = shift(&self.queue);
+        let entries = entries.iter().map(|(batch, collected)| (batch, shift.to_wall(*collected)));
+        let appended = spool.append(entries, loaded);
+        if let Ok(first) = appended {
+            self.shifts.note(first, shift);
+        }
         let on_disk = self.on_disk();
         match appended {
             Ok(first) => {
@@ -223,7 +233,9 @@ impl Work {
         while spool.bytes() > config.max_bytes {
             dropped.no_room += spool.drop_oldest();
         }
-        let is_old = |at| now.duration_since(at).is_ok_and(|age| age > config.max_age);
+        let is_old = |(entry, at)| {
+            now.duration_since(self.shifts.to_queue(entry, at)).is_ok_and(|age| age > config.max_age)
+        };
         while spool.has_unread() && spool.oldest_segment().is_some_and(is_old) {
             dropped.too_old += spool.drop_oldest();
         }
@@ -238,9 +250,11 @@ impl Work {
             return false;
         }
         let Loaded { mut entries, damaged_points } = spool.load(AHEAD - size);
+        let has_read = !entries.is_empty() || damaged_points > 0;
         let (mut dropped, now) =
             (Dropped { damaged: damaged_points, ..Dropped::default() }, self.queue.now());
-        entries.retain(|kept| {
+        entries.retain_mut(|kept| {
+            kept.collected = self.shifts.to_queue(kept.sequence, kept.collected);
             let age = now.duration_since(kept.collected).unwrap_or_default();
             if age > self.options.config.max_age {
                 dropped.too_old += kept.batch.points;
@@ -249,13 +263,15 @@ impl Work {
         });
         self.queue.loaded(entries, self.on_disk());
         self.queue.drops.note(&self.stats, dropped);
-        true
+        has_read
     }
 
     fn settle(&mut self) {
         let Some(spool) = &mut self.spool else { return };
         self.settle = Instant::now() + SETTLE;
-        let settled = spool.settle(self.queue.ahead().1);
+        let oldest = self.queue.ahead().1;
+        let settled = spool.settle(oldest);
+        self.shifts.forget_before(oldest.unwrap_or(0));
         self.takes_cursor = settled.is_ok();
         match settled {
             Ok(()) => self.is_well(),
@@ -267,7 +283,7 @@ impl Work {
         self.spool.as_ref().map_or_else(OnDisk::default, |spool| OnDisk {
             has_unread: spool.has_unread(),
             points: spool.unread_points(),
-            oldest: spool.oldest_unread(),
+            oldest: spool.oldest_unread().map(|(entry, at)| self.shifts.to_queue(entry, at)),
             bytes: spool.bytes(),
         })
     }
@@ -296,6 +312,11 @@ impl Work {
             tracing::info!("OTLP: the spool can be used again");
         }
     }
+}
+
+/// Of this moment.
+fn shift(queue: &Queue) -> Shift {
+    Shift::between(SystemTime::now(), queue.now())
 }
 
 fn is_full(error: &SpoolError) -> bool {

@@ -22,14 +22,16 @@ impl Story {
     }
 
     fn with(change: impl FnOnce(&mut SpoolConfig)) -> Self {
-        Self::in_folder(tempfile::tempdir().expect("a folder"), change)
+        Self::in_folder(tempfile::tempdir().expect("a folder"), Duration::ZERO, change)
     }
 
-    fn in_folder(folder: TempDir, change: impl FnOnce(&mut SpoolConfig)) -> Self {
+    /// A process that began when the clock was wrong by so much.
+    fn in_folder(folder: TempDir, wrong: Duration, change: impl FnOnce(&mut SpoolConfig)) -> Self {
         let path = folder.path().join("spool");
         let mut config = SpoolConfig { path, max_bytes: 1 << 30, max_age: Duration::from_secs(86_400) };
         change(&mut config);
-        let queue = Arc::new(Queue::new(Caps { bytes: 1_000, age: config.max_age }));
+        let queue = Queue::started(Caps { bytes: 1_000, age: config.max_age }, SystemTime::now() - wrong);
+        let queue = Arc::new(queue);
         let stats = Stats::new();
         let options = SpoolOptions { config, patience: Duration::ZERO };
         let keeper = Keeper::start(&queue, options, Arc::clone(&stats)).expect("a thread");
@@ -102,7 +104,7 @@ impl Story {
     async fn again(mut self) -> Self {
         self.keeper.take().expect("runs").end().await;
         let pushed = self.pushed;
-        Self { pushed, ..Self::in_folder(self.folder, |_| {}) }
+        Self { pushed, ..Self::in_folder(self.folder, Duration::ZERO, |_| {}) }
     }
 }
 
@@ -185,11 +187,36 @@ async fn what_is_too_old_goes_and_a_clock_that_was_ahead_makes_nothing_old() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_wrong_when_the_agent_began_makes_nothing_old_for_the_next_one() {
+    let days = Duration::from_secs(30 * 86_400);
+    let mut story = Story::in_folder(tempfile::tempdir().expect("a folder"), days, |_| {});
+    story.push(3);
+    story.written().await;
+    let story = story.again().await;
+    story.written().await;
+    let load = story.queue.load();
+    let age = load.oldest.and_then(|oldest| story.queue.now().duration_since(oldest).ok());
+    assert!(age.is_some_and(|age| age < LIMIT * 2), "it was collected a moment ago: {age:?}");
+    assert_eq!((story.drain().await, story.dropped("too_old")), (numbers(1..=3), 0.0));
+}
+
+#[tokio::test]
+async fn what_an_agent_wrote_whose_clock_was_wrong_is_not_old_for_itself() {
+    let days = Duration::from_secs(30 * 86_400);
+    let mut story = Story::in_folder(tempfile::tempdir().expect("a folder"), days, |_| {});
+    for _ in 0..11 {
+        story.push(5);
+        story.written().await;
+    }
+    assert_eq!((story.drain().await, story.dropped("too_old")), (numbers(1..=55), 0.0));
+}
+
+#[tokio::test]
 async fn a_folder_that_can_not_be_used_leaves_memory() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::create_dir(folder.path().join("spool")).expect("writable");
     std::fs::write(folder.path().join("spool/photo.jpg"), "a photo").expect("writable");
-    let mut story = Story::in_folder(folder, |_| {});
+    let mut story = Story::in_folder(folder, Duration::ZERO, |_| {});
     story.push(12);
     assert_eq!(story.drain().await, numbers(3..=12), "as far as there is room");
     assert_eq!(story.dropped("no_room"), 1.0 + 2.0);

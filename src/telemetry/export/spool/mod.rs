@@ -24,6 +24,7 @@
 //! 540 kB with a sync). queue-file has no checksums and one file that never shrinks; yaque and okaywal are hardly
 //! kept any more.
 
+mod clock;
 mod disk;
 mod entry;
 mod folder;
