@@ -206,6 +206,48 @@ async fn a_host_that_another_source_lists_is_not_visited_twice() {
 }
 
 #[tokio::test]
+async fn a_host_that_only_resembles_another_one_is_not_lost() {
+    let by_hand = |address: &str| StaticTarget {
+        address: address.to_owned(),
+        site: "eu-1".to_owned(),
+        labels: BTreeMap::new(),
+    };
+    let mut config = config(Discover::default());
+    config.hosts = ["esx1.a.example.org", "esx2", "esx3.mgmt.example.org", "10.0.0.4", "esx4.b.example.org"]
+        .map(by_hand)
+        .to_vec();
+    let lists = Lists::of(&config).await;
+    let found = [
+        host("esx1.a.example.org"),
+        host("esx1.b.example.org"),
+        host("esx2.a.example.org"),
+        host("esx2.b.example.org"),
+        host("esx3.example.org"),
+        at("esx4.a.example.org", "10.0.0.4"),
+    ];
+    let inventory = lists.found(0, &found).await;
+    let expected = [
+        "10.0.0.4",
+        "esx1.a.example.org",
+        "esx1.b.example.org",
+        "esx2",
+        "esx2.a.example.org",
+        "esx2.b.example.org",
+        "esx3.mgmt.example.org",
+        "esx4.b.example.org",
+    ];
+    assert_eq!(addresses(&inventory), expected);
+    let note = "inventory: vCenter vc1 lists esx3.example.org, which is taken for esx3.mgmt.example.org (first label and \
+                site are equal), and maybe others like that: a host that is another one has to be listed by its own \
+                name, too";
+    assert_eq!(lists.watch.notes(), [note]);
+    let joined = |name: &str| inventory.match_host(name, "eu-1", None).map(|host| &*host.address);
+    assert_eq!(joined("esx1.b.example.org"), Some("esx1.b.example.org"));
+    assert_eq!(joined("esx3.example.org"), Some("esx3.mgmt.example.org"));
+    assert_eq!(joined("esx4.a.example.org"), Some("10.0.0.4"));
+}
+
+#[tokio::test]
 async fn a_host_that_moves_between_vcenters_is_where_it_is_connected() {
     let lists = Lists::of(&config(Discover { disconnected: true, ..Discover::default() })).await;
     lists.found(0, &[FoundHost { connection: Connection::Disconnected, ..host("esx1") }, host("esx2")]).await;
@@ -255,6 +297,29 @@ async fn what_was_listed_before_a_restart_counts_while_the_vcenter_is_away() {
     lists.failed(0).await;
     assert_eq!(addresses(&lists.inventory()), ["esx1"]);
     assert_eq!(addresses(&*lists.found(0, &[host("esx2")]).await), ["esx2"]);
+}
+
+#[tokio::test]
+async fn management_addresses_of_before_a_restart_hold_until_the_vcenter_says_another_one() {
+    let state = tempfile::tempdir().unwrap();
+    let discover = Discover { address: DiscoveredAddress::Management, ..Discover::default() };
+    let config = InventoryConfig { memory: Some(state.path().join("inventory")), ..config(discover) };
+    let stop = CancellationToken::new();
+    let watch = InventoryWatch::start(&config, Stats::new(), stop.clone()).await.unwrap();
+    let vcenter = watch.subscribe().borrow().vcenters[0].clone();
+    watch.discovery().found(&vcenter, vec![at("esx1", "10.0.0.1"), at("esx2", "10.0.0.2")]).await;
+    stop.cancel();
+    watch.stopped().await;
+
+    let lists = Lists::of(&config).await;
+    let renamed = FoundHost { id: "host-esx2".into(), ..host("another") };
+    let inventory = lists.found(0, &[host("esx1"), renamed]).await;
+    assert_eq!(
+        addresses(&inventory),
+        ["10.0.0.1"],
+        "and not that of whoever has the other one's identity now"
+    );
+    assert_eq!(addresses(&*lists.found(0, &[at("esx1", "10.0.0.9")]).await), ["10.0.0.9"]);
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! What vCenters list, as a source: told by whoever polls them.
 
+use super::discovered::keep_addresses;
 use super::origin::Origin;
 use super::sources::Sources;
 use super::{Discover, FoundHost, Inventory, Vcenter};
 use crate::outcome::Failure;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,13 +43,17 @@ impl Discovery {
 
     /// The vCenter's whole answer: these are its hosts. Returns the inventory that comes of it. No host after
     /// there were some is suspicious: the last list stands, and that is said.
-    pub async fn found(&self, vcenter: &Arc<Vcenter>, hosts: Vec<FoundHost>) -> Arc<Inventory> {
-        if hosts.is_empty() {
-            let before = self.known(vcenter).await;
-            if before > 0 {
-                let why = format!("vCenter {} lists no host any more", vcenter.address);
-                return self.stands(vcenter, why);
-            }
+    pub async fn found(&self, vcenter: &Arc<Vcenter>, mut hosts: Vec<FoundHost>) -> Arc<Inventory> {
+        if hosts.is_empty() && self.known(vcenter).await > 0 {
+            let why = format!("vCenter {} lists no host any more", vcenter.address);
+            return self.stands(vcenter, why);
+        }
+        if self.0.listed_by(vcenter).is_none() {
+            // Not by the identity alone: a vCenter that was set up anew gives the same ones to other hosts.
+            let mut before = self.remembered(vcenter).await;
+            let names: HashSet<_> = hosts.iter().map(|host| (&*host.id, &*host.name)).collect();
+            before.retain(|host| names.contains(&(&*host.id, &*host.name)));
+            keep_addresses(&mut hosts, &before);
         }
         let (news, inventory) = self.0.accept_list(vcenter, hosts, true);
         if let Some(hosts) = news {
@@ -75,18 +81,24 @@ impl Discovery {
         if let Some(known) = self.0.listed_by(vcenter) {
             return known;
         }
-        let Some(file) = self.0.memory().file("vcenter", &vcenter.address) else { return 0 };
-        let Some(content) = self.0.memory().read(&file).await else { return 0 };
+        let hosts = self.remembered(vcenter).await;
+        let known = hosts.len();
+        if known > 0 {
+            self.0.accept_list(vcenter, hosts, false);
+        }
+        known
+    }
+
+    /// What the vCenter listed before this start.
+    async fn remembered(&self, vcenter: &Vcenter) -> Vec<FoundHost> {
+        let Some(file) = self.0.memory().file("vcenter", &vcenter.address) else { return vec![] };
+        let Some(content) = self.0.memory().read(&file).await else { return vec![] };
         match serde_json::from_slice::<Kept>(&content) {
-            Ok(kept) if kept.vcenter == vcenter.address => {
-                let count = kept.hosts.len();
-                self.0.accept_list(vcenter, kept.hosts.to_vec(), false);
-                count
-            }
-            Ok(_) => 0,
+            Ok(kept) if kept.vcenter == vcenter.address => kept.hosts.to_vec(),
+            Ok(_) => vec![],
             Err(error) => {
                 tracing::warn!("inventory: {} is no list of hosts: {error}", file.display());
-                0
+                vec![]
             }
         }
     }

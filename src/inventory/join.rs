@@ -58,14 +58,23 @@ impl Index {
 
     /// `None`: nobody.
     pub(super) fn find(&self, name: &str, site: &str, management_address: Option<&str>) -> Option<Match> {
-        let name = canonical(name);
-        let by_alias = || self.by_alias_and_site.get(&(name.clone(), Arc::from(site)));
-        let by_label = || {
-            let key = (first_label(&name)?.to_owned(), Arc::from(site));
-            self.by_label_and_site.get(&key)
-        };
-        let by_address = || self.by_name.get(&canonical(management_address?));
-        self.by_name.get(&name).or_else(by_alias).or_else(by_label).or_else(by_address).copied()
+        let canonical = canonical(name);
+        let by_name = self.by_name.get(&canonical).copied();
+        let by_alias = || self.by_alias_and_site.get(&(canonical, Arc::from(site))).copied();
+        let by_label = || self.find_alike(name, site);
+        let by_address = || self.find_same(management_address?);
+        by_name.or_else(by_alias).or_else(by_label).or_else(by_address)
+    }
+
+    /// Who has this very name or address.
+    pub(super) fn find_same(&self, name: &str) -> Option<Match> {
+        self.by_name.get(&canonical(name)).copied()
+    }
+
+    /// Whose name begins with the same label, at this site.
+    pub(super) fn find_alike(&self, name: &str, site: &str) -> Option<Match> {
+        let key = (first_label(&canonical(name))?.to_owned(), Arc::from(site));
+        self.by_label_and_site.get(&key).copied()
     }
 }
 
@@ -79,7 +88,7 @@ fn add<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Match>, key: K, at: usize) 
 }
 
 /// One notation for names that differ in case only, and for IPv6 addresses.
-fn canonical(name: &str) -> String {
+pub(super) fn canonical(name: &str) -> String {
     match name.parse::<IpAddr>() {
         Ok(ip) => ip.to_string(),
         Err(_) => name.trim_end_matches('.').to_ascii_lowercase(),

@@ -1,16 +1,18 @@
 //! All sources added up.
 //!
 //! Two entries with one address are one target: its labels are joined, and where they contradict each other
-//! the word of the earlier source counts (configuration, atlas, http_sd, vCenters). A host that a vCenter
-//! lists and that another source lists under another address, by the rules of [`super::Inventory::match_host`],
-//! is that one and not a second one.
+//! the word of the earlier source counts (configuration, atlas, http_sd, vCenters).
+//!
+//! A host that a vCenter lists and that another source lists under another address is that one and not a second
+//! one. Its name or its management address tells. The first label of its name does so only where nobody else is like
+//! that: to visit a host under two names is a lesser evil than not to visit one at all.
 
 use super::atlas::Skipped;
-use super::discovered::HostList;
-use super::join::{Alias, Index, Match};
+use super::discovered::{FoundHost, HostList};
+use super::join::{Alias, Index, Match, canonical};
 use super::origin::Origin;
 use super::{Host, Inventory, Shard, Vcenter};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The targets that one source lists.
@@ -65,16 +67,88 @@ fn discover(
     }
     // A host that moves from one vCenter to another is in both for a while: the one that has it counts.
     wanted.sort_by(|a, b| (a.0, &a.1, &a.2.id).cmp(&(b.0, &b.1, &b.2.id)));
+    let known = Recognized::new(&listed, wanted.iter().map(|(_, _, found, host)| (*found, host)));
+    let mut told = HashSet::new();
     for (_, origin, found, host) in wanted {
-        let management = found.management_address.map(|address| address.to_string());
         let (site, name) = (Arc::clone(&host.site), Arc::clone(&found.name));
-        let at = match listed.find(&found.name, &host.site, management.as_deref()) {
-            Some(Match::One(at)) => hosts.join(at, host, &origin, conflicts),
-            Some(Match::Ambiguous) | None => hosts.add(host, &origin, conflicts),
+        let at = match known.find(found, &host) {
+            Some(Known::Same(at)) => hosts.join(at, host, &origin, conflicts),
+            Some(Known::Alike(at)) => {
+                let other = |(known, _): &&(Host, Origin)| is_other_domain(&known.endpoint.host, &name);
+                if let Some((Host { address, .. }, _)) = hosts.entries.get(at).filter(other)
+                    && told.insert(origin.clone())
+                {
+                    conflicts.insert(format!(
+                        "{origin} lists {name}, which is taken for {address} (first label and site are equal), and \
+                         maybe others like that: a host that is another one has to be listed by its own name, too"
+                    ));
+                }
+                hosts.join(at, host, &origin, conflicts)
+            }
+            None => hosts.add(host, &origin, conflicts),
         };
         aliases.extend(hosts.address(at).map(|address| Alias { name, site, address }));
     }
     (aliases, skipped)
+}
+
+/// Who of the inventory is meant by the hosts that vCenters list.
+struct Recognized<'a> {
+    listed: &'a Index,
+    /// Those that are meant for certain.
+    same: HashSet<usize>,
+    /// Names of those that may be meant by their first label.
+    alike: HashMap<usize, HashSet<String>>,
+}
+
+/// Who is meant, and how certain that is.
+enum Known {
+    Same(usize),
+    Alike(usize),
+}
+
+impl<'a> Recognized<'a> {
+    fn new<'f>(listed: &'a Index, found: impl Iterator<Item = (&'f FoundHost, &'f Host)>) -> Self {
+        let (same, alike) = (HashSet::new(), HashMap::new());
+        let mut recognized = Self { listed, same, alike };
+        for (found, host) in found {
+            match recognized.look(found, host) {
+                Some(Known::Same(at)) => drop(recognized.same.insert(at)),
+                Some(Known::Alike(at)) => {
+                    recognized.alike.entry(at).or_default().insert(canonical(&found.name));
+                }
+                None => {}
+            }
+        }
+        recognized
+    }
+
+    fn look(&self, found: &FoundHost, host: &Host) -> Option<Known> {
+        let by_address = || self.listed.find_same(&found.management_address?.to_string());
+        match self.listed.find_same(&found.name).or_else(by_address) {
+            Some(Match::One(at)) => Some(Known::Same(at)),
+            Some(Match::Ambiguous) => None,
+            None => match self.listed.find_alike(&found.name, &host.site)? {
+                Match::One(at) => Some(Known::Alike(at)),
+                Match::Ambiguous => None,
+            },
+        }
+    }
+
+    fn find(&self, found: &FoundHost, host: &Host) -> Option<Known> {
+        self.look(found, host).filter(|known| match known {
+            Known::Same(_) => true,
+            Known::Alike(at) => {
+                !self.same.contains(at) && self.alike.get(at).is_some_and(|names| names.len() == 1)
+            }
+        })
+    }
+}
+
+/// Whether both names have a domain, and not the same one.
+fn is_other_domain(one: &str, other: &str) -> bool {
+    let domain = |name: &str| canonical(name).split_once('.').map(|(_, domain)| domain.to_owned());
+    domain(one).zip(domain(other)).is_some_and(|(one, other)| one != other)
 }
 
 type Labels = BTreeMap<Arc<str>, Arc<str>>;
