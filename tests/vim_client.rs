@@ -224,6 +224,22 @@ async fn a_login_whose_answer_was_lost_counts_against_the_target() {
 }
 
 #[tokio::test]
+async fn a_login_whose_answer_is_cut_off_leaves_no_session_behind() {
+    for (fault, reason) in [
+        (VcenterFault::CutBody, FailureReason::ConnectionLost),
+        (VcenterFault::CutXml, FailureReason::AnswerUnreadable),
+    ] {
+        let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(3)).await.unwrap();
+        let mut client = Setup::of(&sim).client();
+        sim.fail_next_call("Login", fault);
+        assert_eq!(read(&mut client).await, Err(reason));
+        assert_eq!((sim.logins(), sim.open_sessions()), (1, 0), "its cookie came before that: {fault:?}");
+        client.logout().await;
+        assert_eq!(sim.calls("Logout"), 1);
+    }
+}
+
+#[tokio::test]
 async fn an_account_without_any_role_is_told_so_and_not_guarded() {
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(3)).await.unwrap();
     let mut client = Setup::of(&sim).client();

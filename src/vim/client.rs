@@ -279,12 +279,22 @@ impl VimClient {
         };
         let result = self.steps.timed("login", attempt).await;
         self.sessions = SESSIONS.fetch_add(1, Ordering::Relaxed) + 1;
-        let (session, result) = match result {
-            Ok(session) => (Session::Open(Some(session)), Ok(())),
-            Err(failure) => (Session::None, Err(failure.into())),
-        };
-        self.session = session;
-        result
+        match result {
+            Ok(session) => {
+                self.session = Session::Open(Some(session));
+                Ok(())
+            }
+            Err(failure) => {
+                let is_rejected = failure.reason == FailureReason::AuthFailed;
+                // The cookie comes before the rest of the answer: there may well be a session.
+                if !is_rejected && self.transport.session_cookies().is_some() {
+                    self.session = Session::Open(None);
+                    self.logout().await;
+                }
+                self.session = Session::None;
+                Err(failure.into())
+            }
+        }
     }
 
     async fn read_pages(&mut self, query: &Query<'_>) -> Result<Vec<ManagedObject>, VimError> {
