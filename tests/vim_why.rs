@@ -8,7 +8,7 @@ use esxi_otel_agent::collectors::VcenterCollector;
 use esxi_otel_agent::collectors::overall_state::OverallState;
 use esxi_otel_agent::config::{HostReport, OverallStateConfig};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory};
-use esxi_otel_agent::poller::poll::VcenterPoller;
+use esxi_otel_agent::poller::poll::{PollSetup, VcenterPoller};
 use esxi_otel_agent::readings::Readings;
 use esxi_otel_agent::simulator::vcenter::{Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec};
 use std::collections::BTreeMap;
@@ -18,32 +18,45 @@ use tracing::instrument::WithSubscriber;
 use vim_support::Setup;
 use vim_support::watch::Watch;
 
+fn collector(report: HostReport, interval: Duration) -> Arc<dyn VcenterCollector> {
+    Arc::new(OverallState::new(&OverallStateConfig { interval, stale_after: interval * 3, report }))
+}
+
 /// A vCenter, its poller, and what came of the polls.
 struct Story {
     sim: VcenterHandle,
     poller: VcenterPoller,
     readings: Arc<Readings>,
     inventory: Inventory,
-    _setup: Setup,
+    setup: Setup,
 }
 
 impl Story {
     async fn begin(spec: VcenterSpec, report: HostReport) -> Self {
         let sim = VcenterSim::start(spec).await.unwrap();
+        Self::polling(sim, report, Duration::from_secs(30))
+    }
+
+    fn polling(sim: VcenterHandle, report: HostReport, interval: Duration) -> Self {
         let setup = Setup::of(&sim);
-        let (interval, stale_after) = (Duration::from_secs(30), Duration::from_secs(90));
-        let config = OverallStateConfig { interval, stale_after, report };
-        let collectors: Vec<Arc<dyn VcenterCollector>> = vec![Arc::new(OverallState::new(&config))];
+        let collectors = vec![collector(report, interval)];
         let vcenter = Arc::new(setup.vcenter.clone());
         let stats = Arc::clone(&setup.stats);
         let poller = VcenterPoller::new(vcenter, setup.config.clone(), collectors, setup.access(), stats);
         let (readings, inventory) = (Readings::new(), Inventory::default());
         readings.follow_changes();
-        Self { sim, poller, readings, inventory, _setup: setup }
+        Self { sim, poller, readings, inventory, setup }
     }
 
     async fn of(hosts: usize) -> Self {
         Self::begin(VcenterSpec::new("vc1").fleet(hosts), HostReport::default()).await
+    }
+
+    /// Another configuration is taken over.
+    async fn reload(&mut self, report: HostReport) {
+        let interval = Duration::from_secs(30);
+        let collectors = vec![collector(report, interval)];
+        self.poller.adapt(&PollSetup { collectors, ..self.setup.polls(interval) }).await;
     }
 
     /// The poll alone: what is urgent.
@@ -330,6 +343,56 @@ async fn a_host_is_recognized_by_the_address_that_it_is_managed_by() {
         "where no host is known by an IP address, nobody asks"
     );
     story.end().await;
+}
+
+#[tokio::test]
+async fn a_reload_asks_nothing_anew_and_knows_who_is_who() {
+    let mut story = Story::of(2).await;
+    story.sim.set_management_address("esx0001.vc1", "10.0.0.1");
+    story.sim.trigger_alarm("esx0002.vc1", "Host memory status", "red");
+    story.inventory = Inventory::new(vec![known("10.0.0.1")], Vec::new());
+    // The address is found in the first, counts in the second, and details carry it from the third on.
+    for _ in 0..3 {
+        story.round().await;
+    }
+    let joined = ["esx0001.vc1 10.0.0.1 0", "esx0002.vc1  0"];
+    assert_eq!(story.series("esxi.host.maintenance_mode"), joined);
+    let before = story.sim.requests();
+    story.reload(HostReport::default()).await;
+    story.round().await;
+    assert_eq!(story.series("esxi.host.maintenance_mode"), joined);
+    assert_eq!(story.series("esxi.host.alarm"), ["esx0002.vc1 Host memory status | red 1"]);
+    assert_eq!(story.sim.requests() - before, 1, "the poll: neither details nor names of alarms");
+    story.end().await;
+}
+
+#[tokio::test]
+async fn details_that_are_switched_off_end_with_the_next_poll() {
+    let report = HostReport { services: true, ..HostReport::default() };
+    let mut story = Story::begin(VcenterSpec::new("vc1").fleet(2), report).await;
+    story.round().await;
+    assert!(!story.series("esxi.host.service.running").is_empty());
+    story.reload(HostReport::default()).await;
+    story.sim.fail_next(VcenterFault::Http503Text);
+    assert!(story.poller.poll(&story.inventory).await.outcome.is_err());
+    story.poll().await;
+    assert!(story.series("esxi.host.service.running").is_empty());
+    story.end().await;
+}
+
+#[tokio::test]
+async fn a_login_that_hangs_holds_details_up_no_longer_than_the_poll_may_take() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(2)).await.unwrap();
+    let mut story = Story::polling(sim, HostReport::default(), Duration::from_secs(1));
+    story.poll().await;
+    story.sim.expire_sessions();
+    story.sim.fail_next_call("Login", VcenterFault::Hang);
+    let began = std::time::Instant::now();
+    story.details().await;
+    // A call may take three times as long.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(story.sim.calls("Login"), 2);
+    story.poller.logout().await;
 }
 
 #[tokio::test]

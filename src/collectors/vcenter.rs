@@ -25,7 +25,8 @@ pub trait VcenterCollector: Send + Sync {
     fn details(&self) -> &[Detail] {
         &[]
     }
-    /// A parser of one vCenter's answers.
+    /// A parser of one vCenter's answers. It outlives changes of the configuration, and so may not hold any: a
+    /// collector of the same name takes it over. What was configured comes with each answer's [`Detail`].
     fn reader(&self) -> Box<dyn VcenterReader>;
 }
 

@@ -51,6 +51,11 @@ impl Plan {
         ended
     }
 
+    /// The hosts of which something is known.
+    pub fn known(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter().filter(|(_, asked)| asked.at.is_some()).map(|(host, _)| host)
+    }
+
     /// The hosts to be asked now: first those that something has happened to, then who waits longest.
     pub fn due(&self, detail: &Detail, now: Instant) -> Vec<Arc<str>> {
         let is_due = |asked: &Asked| {

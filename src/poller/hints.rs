@@ -29,7 +29,8 @@ const MOST_HOSTS: usize = 200;
 /// Pause after a wait that broke off, at first and at the most.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Pause after a wait without a hint: a server that does not wait is not asked in a tight loop.
+/// Pause between two waits: a server that does not wait, or has something to say all the time, is not asked in a tight
+/// loop.
 const BREATH: Duration = Duration::from_millis(100);
 
 /// What became of the waits for hints.
@@ -218,13 +219,9 @@ async fn heed(
         match answer {
             Ok(hint) => {
                 *pause = PAUSES.0;
-                if hint == Hint::Nothing {
-                    count(stats, "idle");
-                    sleep(BREATH).await;
-                } else {
-                    count(stats, "received");
-                    wishes.add(hint);
-                }
+                count(stats, if hint == Hint::Nothing { "idle" } else { "received" });
+                wishes.add(hint);
+                sleep(BREATH).await;
             }
             // Whether the session or the listener alone is gone shows when it is made anew.
             Err(error) if error.session_is_gone() => return false,

@@ -169,12 +169,11 @@ impl VcenterPoller {
         self.access.clone_from(&setup.access);
         let mut before = std::mem::take(&mut self.collectors);
         let bound = |collector: &Arc<dyn VcenterCollector>| {
-            let mut bound = Bound::new(Arc::clone(collector));
-            // What it reported stands, and has to end when its host goes.
-            if let Some(old) = before.iter_mut().find(|old| old.collector.name() == collector.name()) {
-                bound.reported = std::mem::take(&mut old.reported);
+            let collector = Arc::clone(collector);
+            match before.iter().position(|old| old.collector.name() == collector.name()) {
+                Some(at) => before.swap_remove(at).goes_on_with(collector),
+                None => Bound::new(collector),
             }
-            bound
         };
         self.collectors = setup.collectors.iter().map(bound).collect();
         match &setup.discovery {

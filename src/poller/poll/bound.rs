@@ -2,11 +2,11 @@
 
 use super::super::details::Plan;
 use super::super::lookups::Lookups;
-use crate::collectors::{VcenterAnswer, VcenterCollector, VcenterReader};
+use crate::collectors::{Detail, VcenterAnswer, VcenterCollector, VcenterReader};
 use crate::inventory::{Inventory, Vcenter};
 use crate::readings::{Reading, Report};
 use crate::vim::model::ManagedObject;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A collector with what it knows of this vCenter.
@@ -16,6 +16,8 @@ pub(super) struct Bound {
     pub lookups: Lookups,
     /// One for each of the collector's details.
     pub plans: Vec<Plan>,
+    /// Parts of details that are not asked for any more: they end with the next report.
+    ended: Vec<Arc<str>>,
     /// The parts of the last whole report, so that the series of a host that is gone can be ended.
     pub reported: HashSet<Arc<str>>,
 }
@@ -26,9 +28,22 @@ impl Bound {
             reader: collector.reader(),
             lookups: Lookups::default(),
             plans: collector.details().iter().map(|_| Plan::default()).collect(),
+            ended: Vec::new(),
             reported: HashSet::new(),
             collector,
         }
+    }
+
+    /// Goes on with another collector of that name, with all that is known: nothing is asked again for it.
+    pub fn goes_on_with(mut self, collector: Arc<dyn VcenterCollector>) -> Self {
+        let details = self.collector.details().iter().zip(std::mem::take(&mut self.plans));
+        let mut plans: HashMap<_, _> = details.map(|(detail, plan)| (detail.name, (detail, plan))).collect();
+        let of = |detail: &Detail| plans.remove(detail.name).map(|(_, plan)| plan).unwrap_or_default();
+        self.plans = collector.details().iter().map(of).collect();
+        for (detail, plan) in plans.into_values() {
+            self.ended.extend(plan.known().map(|host| detail.part(host)));
+        }
+        Self { collector, ..self }
     }
 
     /// Takes down of whom which detail is wanted. The ends of what was known of others.
@@ -40,7 +55,8 @@ impl Bound {
         is_whole: bool,
     ) -> Option<Report> {
         let present: HashSet<&Arc<str>> = hosts.iter().map(|host| &host.id).collect();
-        let mut ended = Vec::new();
+        let ended = std::mem::take(&mut self.ended).into_iter();
+        let mut ended: Vec<_> = ended.map(|part| Reading { part, samples: Vec::new() }).collect();
         for (detail, plan) in self.collector.details().iter().zip(&mut self.plans) {
             let wanted = hosts.iter().map(|host| (&host.id, self.reader.wants(detail, host, inventory)));
             let mut gone: Vec<Arc<str>> =
