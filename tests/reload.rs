@@ -8,6 +8,9 @@ use esxi_otel_agent::simulator::sink::{Fault, Seen, Sink, SinkOptions};
 use esxi_otel_agent::simulator::vcenter::Authority;
 use harness::estate::{Estate, RunningAgent};
 use harness::{LIMIT, until};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::task::AbortOnDropHandle;
 
 const SERVICE: &str = "esxi.critical_service.status";
 const SSH_UP: &str = "esxi.host.ssh.up";
@@ -268,6 +271,60 @@ async fn what_can_not_change_is_said_and_the_rest_is_taken_over() {
     estate.arrives(SERVICE, &[("service", "nsx-proxy")], 1.0).await;
     assert!(!estate.folder.path().join("elsewhere").exists());
     assert_eq!(estate.fleet.logins(0), 1, "the known hosts are those of before");
+    agent.stop().await;
+}
+
+/// Answers every request with this list of targets, over TLS. Its certificate's PEM.
+async fn https_list(rows: String) -> (std::net::SocketAddr, String, AbortOnDropHandle<()>) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // Whoever does not believe in the certificate has gone.
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let length = rows.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+            );
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all((head + &rows).as_bytes()).await;
+        }
+    });
+    (address, certificate.pem(), AbortOnDropHandle::new(serving))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_written_into_the_ca_file_of_http_sd_counts_without_a_signal() {
+    let estate = Estate::new(2, 0).await;
+    estate.write_atlas([1]);
+    let listed = std::fs::read_to_string(estate.folder.path().join("atlas.json")).unwrap();
+    estate.write_atlas([0]);
+    let (address, certificate, _serving) = https_list(listed).await;
+    let file = estate.folder.path().join("sd.pem");
+    std::fs::write(&file, Authority::new("another one").unwrap().pem()).unwrap();
+    let server =
+        format!("inventory: {{http_sd: {{url: 'https://{address}/', ca_file: '{}'}}, ", file.display());
+    let agent = estate.agent_of(|| estate.edit_config("inventory: {", &server)).await;
+    estate.arrives(SSH_UP, &[("hostsystem", &estate.host(0))], 1.0).await;
+    assert_eq!(estate.fleet.logins(1), 0);
+    std::fs::write(&file, "nobody").unwrap();
+    until("the refusal", || (reloads(&agent, "refused") == 1.0).then_some(())).await;
+    std::fs::write(&file, certificate).unwrap();
+    estate.arrives(SSH_UP, &[("hostsystem", &estate.host(1))], 1.0).await;
+    assert_eq!((estate.fleet.logins(0), reloads(&agent, "applied")), (1, 1.0));
     agent.stop().await;
 }
 

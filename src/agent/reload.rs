@@ -178,7 +178,10 @@ impl<'a> Reloader<'a> {
             .as_ref()
             .filter(|otlp| new.otlp != old.otlp || self.contents.differ_in(&contents, files_of(otlp)));
         let peers = otlp.map(Telemetry::peers).transpose()?;
-        let prepared = self.controls.prepare(Arc::clone(&new)).await?;
+        let server = new.inventory.http_sd.as_ref();
+        let looks_anew = new.inventory != old.inventory
+            || self.contents.differ_in(&contents, server.map(|server| server.ca_file.as_ref()));
+        let prepared = self.controls.prepare(Arc::clone(&new), looks_anew).await?;
         if let Some((otlp, peers)) = otlp.zip(peers) {
             self.telemetry.reconfigure(otlp, peers);
         }

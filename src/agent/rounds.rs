@@ -238,12 +238,16 @@ impl Controls {
         });
     }
 
-    /// Does what can fail of taking over `config`. If nothing does, the inventory has changed already, as its
-    /// sources had to be looked at; nobody hears of that before [`Self::apply`].
+    /// Does what can fail of taking over `config`. If nothing does and it `looks_anew`, the inventory has changed
+    /// already, as its sources had to be looked at; nobody hears of that before [`Self::apply`].
     ///
     /// # Errors
     /// When the inventory or the known host keys can't be read; nothing has changed then.
-    pub(super) async fn prepare(&mut self, config: Arc<Config>) -> Result<Prepared, StartError> {
+    pub(super) async fn prepare(
+        &mut self,
+        config: Arc<Config>,
+        looks_anew: bool,
+    ) -> Result<Prepared, StartError> {
         let same_keys = self.config.ssh.known_hosts == config.ssh.known_hosts
             && self.config.ssh.host_key_policy == config.ssh.host_key_policy;
         let host_keys = match same_keys {
@@ -251,7 +255,7 @@ impl Controls {
             false => Some(Arc::new(host_keys(&config, &self.stats)?)),
         };
         let files = files(&config).await;
-        if self.config.inventory != config.inventory {
+        if looks_anew {
             self.inventory.reconfigure(&config.inventory).await?;
         }
         Ok(Prepared { config, files, host_keys })

@@ -218,6 +218,8 @@ fn files(config: &Config) -> BTreeSet<PathBuf> {
     // A folder is one whose entries come and go, and each of its files may be overwritten.
     files.extend(config.vcenter.files());
     files.extend(config.vcenter.ca_file.clone());
+    // Its secrets are read at each fetch.
+    files.extend(config.inventory.http_sd.as_ref().and_then(|sd| sd.ca_file.clone()));
     if let Some(otlp) = &config.otlp {
         files.extend([&otlp.ca_file, &otlp.cert_file, &otlp.key_file].into_iter().flatten().cloned());
     }
