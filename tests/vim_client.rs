@@ -317,6 +317,21 @@ async fn a_caller_that_gives_up_in_the_middle_of_a_login_leaves_no_session_behin
 }
 
 #[tokio::test]
+async fn a_login_that_takes_longer_than_its_caller_may_is_the_next_callers() {
+    let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(3)).await.unwrap();
+    let setup = Setup::of(&sim);
+    let mut client = setup.client();
+    sim.set_latency(Duration::from_millis(300));
+    let early = client.read_tree(PROPERTIES, Instant::now() + Duration::from_millis(450)).await.unwrap_err();
+    assert_eq!(early.failure.reason, FailureReason::CommandTimeout);
+    assert!(early.to_string().contains("goes on"), "{early}");
+    assert_eq!(read(&mut client).await.map(|hosts| hosts.len()), Ok(3));
+    assert_eq!((sim.calls("Login"), sim.logins(), sim.open_sessions()), (1, 1, 1));
+    client.logout().await;
+    assert_eq!(sim.open_sessions(), 0);
+}
+
+#[tokio::test]
 async fn a_certificate_that_is_not_trusted_ends_before_any_secret() {
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(3)).await.unwrap();
     let other = Authority::new("somebody else").unwrap();

@@ -2,8 +2,8 @@
 //! gone, logout.
 //!
 //! There is never more than one session: leaked ones have brought vCenters down. A login that is under way
-//! when the caller gives up is carried on by a task of its own, so that [`VimClient::logout`] can end the
-//! session that comes of it.
+//! when the caller gives up is carried on by a task of its own: the next caller waits for it, and
+//! [`VimClient::logout`] can end the session that comes of it. To break it off would count against the account.
 
 pub use super::call::VimError;
 use super::call::{Whole, conclude, explain, faulted};
@@ -24,7 +24,7 @@ use reqwest::header::HeaderValue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 use zeroize::Zeroizing;
@@ -248,9 +248,7 @@ impl VimClient {
     async fn open(&mut self) -> Result<(), VimError> {
         match self.session {
             Session::Open(_) => return Ok(()),
-            // A caller gave up in the middle of a login: end what came of it before anything else, since a
-            // login on a live session is an InvalidLogin, which counts against the account.
-            Session::Starting(_) => self.logout().await,
+            Session::Starting(_) => return self.finish_login().await,
             Session::None => self.transport.drop_cookies(),
         }
         let login = self.access.accounts.for_vcenter(&self.vcenter).await?;
@@ -271,13 +269,32 @@ impl VimClient {
         self.service = Some(service);
         let attempt = tokio::spawn(attempt.run().in_current_span().with_current_subscriber());
         self.session = Session::Starting(attempt);
+        self.finish_login().await
+    }
+
+    /// Waits until the deadline for the login that is under way. It goes on if that is too early.
+    async fn finish_login(&mut self) -> Result<(), VimError> {
+        let (id, deadline) = (self.vcenter.id(), self.deadline);
         let Session::Starting(attempt) = &mut self.session else { return Ok(()) };
+        let failed = |reason, what| Failure::new(reason, format!("login at {id} {what}"));
+        let mut is_under_way = true;
         let attempt = async {
-            attempt.await.unwrap_or_else(|_| {
-                Err(Failure::new(FailureReason::ConnectionLost, format!("login at {id} was cut short")))
-            })
+            let attempt = async {
+                let ended = attempt.await;
+                is_under_way = false;
+                ended.unwrap_or_else(|_| Err(failed(FailureReason::ConnectionLost, "was cut short")))
+            };
+            match deadline {
+                Some(deadline) => timeout_at(deadline, attempt).await.unwrap_or_else(|_| {
+                    Err(failed(FailureReason::CommandTimeout, "takes longer than there is time, and goes on"))
+                }),
+                None => attempt.await,
+            }
         };
         let result = self.steps.timed("login", attempt).await;
+        if is_under_way {
+            return result.map(drop).map_err(VimError::from);
+        }
         self.sessions = SESSIONS.fetch_add(1, Ordering::Relaxed) + 1;
         match result {
             Ok(session) => {

@@ -3,13 +3,12 @@
 use super::VcenterPoller;
 use crate::collectors::{Detail, Lookup, VcenterAnswer};
 use crate::inventory::Inventory;
-use crate::outcome::{Failure, FailureReason};
 use crate::readings::Report;
 use crate::vim::client::VimError;
 use crate::vim::property::Query;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::Instrument;
 
 /// So many objects of one look-up may turn out to be gone.
@@ -64,9 +63,8 @@ impl VcenterPoller {
             vim.detail = detail.name,
             vim.objects = hosts.len(),
         );
-        let until = self.until;
-        let read = self.read_known_properties(Some(hosts), &wanted, until).instrument(span.clone());
-        let objects = match in_time(until, read).await {
+        let read = self.read_known_properties(Some(hosts), &wanted, self.until).instrument(span.clone());
+        let objects = match read.await {
             Ok(objects) => objects,
             Err(error) => {
                 // Of a host that has just gone the next poll tells.
@@ -115,7 +113,7 @@ impl VcenterPoller {
                 return;
             }
             let query = Query::Objects { kind: lookup.kind, ids: &ids, properties: &properties };
-            let error = match in_time(deadline, client.retrieve(&query, deadline)).await {
+            let error = match client.retrieve(&query, deadline).await {
                 Ok(objects) => {
                     let now = Instant::now();
                     for id in &ids {
@@ -146,16 +144,4 @@ impl VcenterPoller {
             tracing::warn!(vcenter = %self.vcenter.address, "reading {what} failed, and is tried again: {error}");
         }
     }
-}
-
-/// Waits no longer, also where a session is gone and a login, which has a limit of its own, takes long. The login goes
-/// on without its caller, and what comes of it is known to the client.
-async fn in_time<T>(
-    deadline: Instant,
-    reading: impl Future<Output = Result<T, VimError>>,
-) -> Result<T, VimError> {
-    timeout_at(deadline, reading).await.unwrap_or_else(|_| {
-        let line = "no answer within the time of this poll".to_owned();
-        Err(Failure::new(FailureReason::CommandTimeout, line).into())
-    })
 }
