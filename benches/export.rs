@@ -67,9 +67,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let fleet = Fleet::new(hosts);
     let readings = Readings::new();
-    readings.follow_changes();
+    let changes = readings.follow();
     fleet.round(&readings, 0);
-    readings.take_changes();
+    changes.take();
     println!("{hosts} hosts, {} series", readings.snapshot().len());
 
     println!("\nthe goal: snapshot, collect, encode, compress, send");
@@ -80,7 +80,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for round in 1..=ROUNDS {
         drop(std::mem::take(&mut batches));
         fleet.round(&readings, round);
-        readings.take_changes();
+        changes.take();
         batches = measure("export", || export(&mut gatherer, &readings))?;
     }
     report(&batches);
@@ -88,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\nwhile the Collector is away, and back again");
     drop(std::mem::take(&mut batches));
     fleet.round(&readings, ROUNDS + 1);
-    readings.take_changes();
+    changes.take();
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let mut spool = Spool::open(folder.path(), MOST_SPOOLED)?;
     batches = measure("collect, and into the spool", || gather_into(&mut spool, &mut gatherer, &readings))?;
@@ -131,7 +131,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("\nends");
     fleet.forget(&readings, 100);
-    let changes = readings.take_changes();
+    let changes = changes.take();
     measure("1 host of 100 leaves", || gatherer.changes(changes).map(drop))?;
     measure("everything ends", || gatherer.everything(&Snapshot::default(), vec![]).map(drop))?;
 

@@ -119,7 +119,7 @@ impl Site {
 
     fn poll(&self, runtime: &Runtime, unpaged: bool, title: Option<&str>) -> Result<()> {
         let readings = Readings::new();
-        readings.follow_changes();
+        let changes = readings.follow();
         let settings = OverallStateConfig {
             interval: INTERVAL,
             stale_after: 3 * INTERVAL,
@@ -135,7 +135,7 @@ impl Site {
                 let polled = runtime.block_on(poller.poll(&Inventory::default()));
                 polled.reports.into_iter().for_each(|report| readings.record(report));
                 // As the export does within a second.
-                drop(readings.take_changes());
+                drop(changes.take());
                 polled.outcome
             })?;
         }

@@ -8,7 +8,8 @@ mod harness;
 use esxi_otel_agent::agent::{Agent, AgentHandle};
 use esxi_otel_agent::config::{Config, InventoryConfig, Loaded, Sources, StaticTarget};
 use esxi_otel_agent::inventory::{
-    Connection, Discover, DiscoverConfig, DiscoveredAddress, Discovery, FoundHost, Inventory, InventoryWatch,
+    Allow, Connection, Discover, DiscoverConfig, DiscoveredAddress, Discovery, FoundHost, FoundHosts,
+    Inventory, InventoryWatch,
 };
 use esxi_otel_agent::outcome::{Failure, FailureReason};
 use esxi_otel_agent::simulator::vcenter::{HostSpec, VcenterFault, VcenterHandle};
@@ -41,7 +42,7 @@ impl Lists {
 
     async fn found(&self, vcenter: usize, hosts: &[FoundHost]) -> Arc<Inventory> {
         let inventory = self.inventory();
-        self.discovery.found(&inventory.vcenters_of_all_shards()[vcenter], hosts.to_vec()).await
+        self.discovery.found(&inventory.vcenters_of_all_shards()[vcenter], verified(hosts)).await
     }
 
     async fn failed(&self, vcenter: usize) {
@@ -84,6 +85,10 @@ fn host(name: &str) -> FoundHost {
         cluster: Some("c1".into()),
         datacenter: Some("dc1".into()),
     }
+}
+
+fn verified(hosts: &[FoundHost]) -> FoundHosts {
+    FoundHosts { hosts: hosts.to_vec(), is_verified: true }
 }
 
 fn at(name: &str, address: &str) -> FoundHost {
@@ -248,6 +253,39 @@ async fn a_host_that_only_resembles_another_one_is_not_lost() {
 }
 
 #[tokio::test]
+async fn who_is_left_out_by_choice_is_not_taken_for_one_that_resembles_it() {
+    let mut config = config(Discover { maintenance: false, ..Discover::default() });
+    config.hosts = vec![StaticTarget {
+        address: "esx1.a.example.org".to_owned(),
+        site: "eu-1".to_owned(),
+        labels: BTreeMap::new(),
+    }];
+    let lists = Lists::of(&config).await;
+    let both = |connection, in_maintenance| {
+        let first = FoundHost { connection, in_maintenance, ..host("esx1.a.example.org") };
+        [first, host("esx1.b.example.org")]
+    };
+    for (connection, in_maintenance) in
+        [(Connection::Connected, false), (Connection::Disconnected, false), (Connection::Connected, true)]
+    {
+        let inventory = lists.found(0, &both(connection, in_maintenance)).await;
+        assert_eq!(addresses(&inventory), ["esx1.a.example.org", "esx1.b.example.org"], "{connection:?}");
+    }
+
+    // A host of the inventory that goes by another name in the vCenter is known by it in maintenance, too.
+    config.hosts = vec![StaticTarget {
+        address: "10.0.0.7".to_owned(),
+        site: "eu-1".to_owned(),
+        labels: BTreeMap::new(),
+    }];
+    let lists = Lists::of(&config).await;
+    let inventory = lists.found(0, &[FoundHost { in_maintenance: true, ..at("esx7", "10.0.0.7") }]).await;
+    assert_eq!(addresses(&inventory), ["10.0.0.7"]);
+    let joined = inventory.match_host("esx7", "eu-1", None).map(|host| &*host.address);
+    assert_eq!(joined, Some("10.0.0.7"));
+}
+
+#[tokio::test]
 async fn a_host_that_moves_between_vcenters_is_where_it_is_connected() {
     let lists = Lists::of(&config(Discover { disconnected: true, ..Discover::default() })).await;
     lists.found(0, &[FoundHost { connection: Connection::Disconnected, ..host("esx1") }, host("esx2")]).await;
@@ -286,7 +324,7 @@ async fn what_was_listed_before_a_restart_counts_while_the_vcenter_is_away() {
     let stop = CancellationToken::new();
     let watch = InventoryWatch::start(&config, Stats::new(), stop.clone()).await.unwrap();
     let vcenter = watch.subscribe().borrow().vcenters[0].clone();
-    watch.discovery().found(&vcenter, vec![host("esx1")]).await;
+    watch.discovery().found(&vcenter, verified(&[host("esx1")])).await;
     stop.cancel();
     watch.stopped().await;
 
@@ -307,7 +345,8 @@ async fn management_addresses_of_before_a_restart_hold_until_the_vcenter_says_an
     let stop = CancellationToken::new();
     let watch = InventoryWatch::start(&config, Stats::new(), stop.clone()).await.unwrap();
     let vcenter = watch.subscribe().borrow().vcenters[0].clone();
-    watch.discovery().found(&vcenter, vec![at("esx1", "10.0.0.1"), at("esx2", "10.0.0.2")]).await;
+    let found = verified(&[at("esx1", "10.0.0.1"), at("esx2", "10.0.0.2")]);
+    watch.discovery().found(&vcenter, found).await;
     stop.cancel();
     watch.stopped().await;
 
@@ -320,6 +359,39 @@ async fn management_addresses_of_before_a_restart_hold_until_the_vcenter_says_an
         "and not that of whoever has the other one's identity now"
     );
     assert_eq!(addresses(&*lists.found(0, &[at("esx1", "10.0.0.9")]).await), ["10.0.0.9"]);
+
+    // The same where the vCenter does not answer at first.
+    let lists = Lists::of(&config).await;
+    lists.failed(0).await;
+    let renamed = FoundHost { id: "host-esx1".into(), ..host("another") };
+    assert_eq!(addresses(&*lists.found(0, &[renamed]).await), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn a_list_that_anybody_may_have_sent_is_nothing_without_a_list_of_who_may_be_given_a_password() {
+    let state = tempfile::tempdir().unwrap();
+    let open = InventoryConfig { memory: Some(state.path().join("i")), ..config(Discover::default()) };
+    let harmless =
+        InventoryConfig { allow: Allow::only(vec!["10.0.0.0/8".parse().unwrap()]), ..open.clone() };
+    let stop = CancellationToken::new();
+    let mut watch = InventoryWatch::start(&harmless, Stats::new(), stop.clone()).await.unwrap();
+    let vcenters = watch.subscribe().borrow().vcenters.clone();
+    let [first, second] = &vcenters[..] else { panic!("{vcenters:?}") };
+    let unverified = FoundHosts { is_verified: false, ..verified(&[host("evil.example.net")]) };
+    watch.discovery().found(first, unverified).await;
+    watch.discovery().found(second, verified(&[host("esx2")])).await;
+    let hosts = |watch: &InventoryWatch| addresses(&watch.subscribe().borrow()).join(" ");
+    assert_eq!(hosts(&watch), "esx2 evil.example.net", "who will not be connected to");
+    watch.reconfigure(&open).await.unwrap();
+    assert_eq!(hosts(&watch), "esx2");
+    stop.cancel();
+    watch.stopped().await;
+
+    let lists = Lists::of(&open).await;
+    lists.failed(0).await;
+    lists.failed(1).await;
+    assert_eq!(addresses(&lists.inventory()), ["esx2"], "nor after a restart");
+    assert_eq!(addresses(&*lists.found(0, &[host("esx1")]).await), ["esx1", "esx2"]);
 }
 
 #[tokio::test]
@@ -388,14 +460,15 @@ impl Unlisted {
     }
 
     fn config(&self, changes: &[(&str, &str)]) -> Config {
+        self.config_by("discover_hosts: {address: management}", changes)
+    }
+
+    /// The same, with this said of hosts.
+    fn config_by(&self, hosts: &str, changes: &[(&str, &str)]) -> Config {
         let (file, env) = self.estate.write_config();
         let text = std::fs::read_to_string(&file).unwrap();
         let (_, inventory) = text.split_once("vcenters: ").unwrap();
-        std::fs::write(
-            &file,
-            format!("inventory: {{discover_hosts: {{address: management}}, vcenters: {inventory}"),
-        )
-        .unwrap();
+        std::fs::write(&file, format!("inventory: {{{hosts}, vcenters: {inventory}")).unwrap();
         let mut sources =
             Sources { config: Some(file), env, host_name: "test".to_owned(), ..Sources::default() };
         for (key, value) in changes {
@@ -406,10 +479,35 @@ impl Unlisted {
     }
 
     async fn agent(&self, changes: &[(&str, &str)]) -> Running {
-        let agent = Agent::build(Arc::new(self.config(changes)), vec![], None).await.unwrap();
+        self.agent_by("discover_hosts: {address: management}", changes).await
+    }
+
+    async fn agent_by(&self, hosts: &str, changes: &[(&str, &str)]) -> Running {
+        let agent = Agent::build(Arc::new(self.config_by(hosts, changes)), vec![], None).await.unwrap();
         let (handle, stop) = (agent.handle(), CancellationToken::new());
         let task = tokio::spawn(agent.run(stop.clone()));
         Running { handle, stop, task }
+    }
+
+    /// What a verb answers by the configuration that was written last: exit code, output, errors.
+    async fn verb(&self, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+        let file = self.estate.folder.path().join("config.yaml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let (_, env) = self.estate.write_config();
+        std::fs::write(&file, text).unwrap();
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_esxi-otel-agent"));
+        let state = ["HOME", "PATH"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command
+            .env_clear()
+            .envs(state)
+            .envs(&env)
+            .envs(environment.iter().copied())
+            .arg("--config")
+            .arg(&file)
+            .args(arguments);
+        let output = harness::in_time("the verb", command.output()).await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text, String::from_utf8(output.stderr).unwrap())
     }
 
     fn addresses(&self, hosts: &[usize]) -> Vec<String> {
@@ -460,6 +558,37 @@ async fn one_vcenter_is_all_that_an_agent_has_to_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_listed_by_its_address_is_the_one_that_the_vcenter_lists_by_name() {
+    let site = Unlisted::new(1, 1).await;
+    let address = site.estate.host(0);
+    let hosts = format!("discover_hosts: true, hosts: [{{address: '{address}'}}]");
+    let agent = site.agent_by(&hosts, &[]).await;
+    site.estate.arrives("esxi.host.info", &[("address", &*address), ("hostsystem", &name(0))], 1.0).await;
+    let list = || {
+        let samples = agent.handle.stats.samples();
+        let of = |source: &str| samples.iter().any(|s| s.attributes.get("source") == Some(source));
+        of("vcenter").then_some(())
+    };
+    until("the list", list).await;
+    agent.handle.now.everybody();
+    until_equal("visits", vec![address.clone()], || agent.up()).await;
+    let visited = agent.handle.readings.snapshot();
+    let visited = visited.samples().filter(|sample| sample.def.name == "esxi.host.ssh.up");
+    assert_eq!(visited.count(), 1, "and not once more by its name");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_of_a_vcenter_is_tried_once_by_check_and_told() {
+    let site = Unlisted::new(1, 1).await;
+    site.config(&[]);
+    let (code, text, said) = site.verb(&["check", "--connect"], &[("VCENTER_PASSWORD", "wrong")]).await;
+    assert_eq!(code, Some(1), "{text}{said}");
+    assert!(text.contains("auth_failed") && !text.contains("auth_guarded"), "{text}{said}");
+    assert_eq!(site.vcenter().failed_logins(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shards_and_agents_without_polls_read_lists_by_themselves_and_log_out() {
     let site = Unlisted::new(6, 1).await;
     let agents =
@@ -486,17 +615,8 @@ async fn shards_and_agents_without_polls_read_lists_by_themselves_and_log_out() 
 #[tokio::test(flavor = "multi_thread")]
 async fn once_and_check_ask_the_vcenter_first() {
     let site = Unlisted::new(2, 1).await;
-    let (_, env) = site.estate.write_config();
     site.config(&[]);
-    let file = site.estate.folder.path().join("config.yaml");
-    let run = async |arguments: &[&str]| {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_esxi-otel-agent"));
-        let state = ["HOME", "PATH"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-        command.env_clear().envs(state).envs(&env).arg("--config").arg(&file).args(arguments);
-        let output = harness::in_time("the verb", command.output()).await.unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        (output.status.code(), text, String::from_utf8(output.stderr).unwrap())
-    };
+    let run = async |arguments: &[&str]| site.verb(arguments, &[]).await;
     let (code, page, said) = run(&["once", "--format", "prometheus"]).await;
     assert_eq!(code, Some(0), "{page}{said}");
     for host in 0..2 {

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use esxi_otel_agent::config::{InventoryConfig, StaticTarget};
-use esxi_otel_agent::inventory::{HttpSdConfig, InventoryWatch, SdAuth};
+use esxi_otel_agent::inventory::{Allow, HttpSdConfig, InventoryWatch, SdAuth};
 use esxi_otel_agent::stats::Stats;
 use said::Said;
 use serde_json::{Value, json};
@@ -290,6 +290,22 @@ async fn it_is_asked_again_without_being_told() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_away_during_a_reload_still_lists_what_it_did_also_without_a_disk() {
+    let server = Server::start(&json!([esxi("n1")])).await;
+    let (mut site, stop) = (Site::of(server.port), CancellationToken::new());
+    site.config.memory = None;
+    let mut watch = site.start(&stop).await;
+    server.answers(Answer { status: StatusCode::SERVICE_UNAVAILABLE, ..Answer::rows(&json!([])) });
+    let config = InventoryConfig { allow: Allow::only(vec![".sap".parse().unwrap()]), ..site.config.clone() };
+    watch.reconfigure(&config).await.unwrap();
+    assert_eq!(hosts(&watch), ["n1"]);
+    let note = watch.notes().concat();
+    assert!(note.ends_with("HTTP 503 Service Unavailable; its last good list stands (targets: 1)"), "{note}");
+    stop.cancel();
+    watch.stopped().await;
+}
+
+#[tokio::test]
 async fn another_configuration_takes_the_place_of_the_first_for_those_who_listen() {
     let (one, two) = (Server::start(&json!([esxi("n1")])).await, Server::start(&json!([esxi("n2")])).await);
     let (site, stop) = (Site::of(one.port), CancellationToken::new());
@@ -302,6 +318,7 @@ async fn another_configuration_takes_the_place_of_the_first_for_those_who_listen
     let bad = InventoryConfig { atlas: Some("/nowhere.json".into()), ..site.config.clone() };
     watch.reconfigure(&bad).await.unwrap_err();
     assert_eq!(hosts(&watch), ["n2"], "a bad one changes nothing");
+    assert_eq!(one.asked.lock().unwrap().len(), 1, "nor is the server asked for it");
     watch.reconfigure(&InventoryConfig::default()).await.unwrap();
     assert_eq!(hosts(&watch), Vec::<String>::new());
     assert_eq!(site.metric("esxi.agent.inventory.error"), Vec::<f64>::new(), "its series have ended");

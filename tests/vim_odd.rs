@@ -93,9 +93,10 @@ async fn a_host_that_moves_to_another_cluster_leaves_no_old_series() {
         .await
         .unwrap();
     let (setup, readings) = (Setup::of(&sim), Readings::new());
+    let following = readings.follow();
     let mut poller = poller(&setup);
     poll(&mut poller, &readings).await.unwrap();
-    readings.take_changes();
+    following.take();
     sim.move_host("esx1", "b");
     assert!(poller.poll_hosts(&[sim.id("esx1").into()], &Inventory::default()).await.is_whole);
     poll(&mut poller, &readings).await.unwrap();
@@ -109,7 +110,7 @@ async fn a_host_that_moves_to_another_cluster_leaves_no_old_series() {
         .collect();
     clusters.sort();
     assert_eq!(clusters, [("esx1", "b"), ("esx2", "b")]);
-    let changes = readings.take_changes();
+    let changes = following.take();
     assert_eq!((changes.updated.len(), changes.ended.len()), (1, 1), "{changes:?}");
     poller.logout().await;
 }
@@ -161,6 +162,7 @@ async fn a_bad_answer_fails_the_poll_by_its_reason_and_the_next_poll_is_good() {
     };
     let sim = fleet(150).await;
     let (setup, readings) = (Setup::of(&sim), Readings::new());
+    let following = readings.follow();
     let mut poller = poller(&setup);
     poll(&mut poller, &readings).await.unwrap();
     for (call, fault, reason) in [
@@ -177,10 +179,10 @@ async fn a_bad_answer_fails_the_poll_by_its_reason_and_the_next_poll_is_good() {
         ("ContinueRetrievePropertiesEx", VcenterFault::SpentToken, CommandFailed),
         ("ContinueRetrievePropertiesEx", VcenterFault::Close, ConnectionLost),
     ] {
-        readings.take_changes();
+        following.take();
         sim.fail_next_call(call, fault);
         assert_eq!(poll(&mut poller, &readings).await, Err(reason), "{fault:?}");
-        assert!(readings.take_changes().is_empty(), "{fault:?}: nothing is published");
+        assert!(following.take().is_empty(), "{fault:?}: nothing is published");
         assert_eq!(poll(&mut poller, &readings).await, Ok(()), "after {fault:?}");
     }
     assert_eq!((sim.logins(), sim.failed_logins()), (1, 0), "none of these is a matter of the session");

@@ -119,15 +119,16 @@ async fn the_tree_names_cluster_and_datacenter_and_the_inventory_the_address() {
 async fn hosts_that_come_go_and_change_their_names_leave_no_series_behind() {
     let sim = three_hosts().await;
     let (setup, readings) = (Setup::of(&sim), Readings::new());
+    let following = readings.follow();
     let mut poller = poller(&setup);
     poll(&mut poller, &readings).await.unwrap();
-    readings.take_changes();
+    following.take();
     sim.remove_host("esx1.example.org");
     sim.rename("esx2.example.org", "esx2b.example.org");
     sim.add_host(&HostSpec { name: "esx4".into(), datacenter: "DC2".into(), cluster: Some("c".into()) });
     poll(&mut poller, &readings).await.unwrap();
     assert_eq!(values(&readings, "esxi.overall_status"), ["esx2b.example.org 2", "esx3/lab 2", "esx4 2"]);
-    let changes = readings.take_changes();
+    let changes = following.take();
     let mut ended: Vec<_> = changes
         .ended
         .iter()
@@ -299,18 +300,19 @@ async fn poll_hosts(poller: &mut VcenterPoller, readings: &Readings, ids: &[&str
 async fn hosts_of_a_hint_are_read_alone_and_the_series_of_the_others_stand() {
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(250)).await.unwrap();
     let (setup, readings) = (Setup::of(&sim), Readings::new());
+    let following = readings.follow();
     let mut poller = poller(&setup);
     poll(&mut poller, &readings).await.unwrap();
     let before = sim.requests();
     sim.set_status("esx0002.vc1", &Status::Red);
     sim.set_status("esx0003.vc1", &Status::Yellow);
-    readings.take_changes();
+    following.take();
     assert!(!poll_hosts(&mut poller, &readings, &[&sim.id("esx0002.vc1")]).await);
     assert_eq!(sim.requests(), before + 1, "one request, without pages");
     let status = values(&readings, "esxi.overall_status");
     assert_eq!(status.len(), 250);
     assert_eq!(status[..4], ["esx0001.vc1 2", "esx0002.vc1 0", "esx0003.vc1 2", "esx0004.vc1 2"]);
-    let changes = readings.take_changes();
+    let changes = following.take();
     assert_eq!(
         (changes.updated.len(), changes.ended.len()),
         (1, 0),

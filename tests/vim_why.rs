@@ -9,7 +9,7 @@ use esxi_otel_agent::collectors::overall_state::OverallState;
 use esxi_otel_agent::config::{HostReport, OverallStateConfig};
 use esxi_otel_agent::inventory::{Endpoint, Host, Inventory};
 use esxi_otel_agent::poller::poll::{PollSetup, VcenterPoller};
-use esxi_otel_agent::readings::Readings;
+use esxi_otel_agent::readings::{Following, Readings};
 use esxi_otel_agent::simulator::vcenter::{Status, VcenterFault, VcenterHandle, VcenterSim, VcenterSpec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ struct Story {
     sim: VcenterHandle,
     poller: VcenterPoller,
     readings: Arc<Readings>,
+    changes: Following,
     inventory: Inventory,
     setup: Setup,
 }
@@ -44,8 +45,8 @@ impl Story {
         let stats = Arc::clone(&setup.stats);
         let poller = VcenterPoller::new(vcenter, setup.config.clone(), collectors, setup.access(), stats);
         let (readings, inventory) = (Readings::new(), Inventory::default());
-        readings.follow_changes();
-        Self { sim, poller, readings, inventory, setup }
+        let changes = readings.follow();
+        Self { sim, poller, readings, changes, inventory, setup }
     }
 
     async fn of(hosts: usize) -> Self {
@@ -124,18 +125,18 @@ async fn a_red_host_says_by_which_alarm_and_whether_somebody_knows() {
     story.sim.acknowledge_alarm("esx0002.vc1", "Host memory status");
     story.sim.trigger_alarm("esx0001.vc1", "Host CPU usage", "yellow");
     let before = story.sim.requests();
-    story.readings.take_changes();
+    story.changes.take();
     story.poll().await;
     assert_eq!(story.sim.requests() - before, 1, "the names are known");
     assert_eq!(
         story.series("esxi.host.alarm.acknowledged"),
         ["esx0001.vc1 Host CPU usage 0", "esx0002.vc1 Host CPU usage 0", "esx0002.vc1 Host memory status 1"]
     );
-    assert!(story.readings.take_changes().ended.is_empty(), "a click makes no new series");
+    assert!(story.changes.take().ended.is_empty(), "a click makes no new series");
     story.sim.clear_alarms("esx0002.vc1");
     story.poll().await;
     assert_eq!(story.series("esxi.host.alarm"), ["esx0001.vc1 Host CPU usage | yellow 1"]);
-    assert_eq!(story.readings.take_changes().ended.len(), 4);
+    assert_eq!(story.changes.take().ended.len(), 4);
     story.end().await;
 }
 

@@ -81,6 +81,11 @@ impl Allow {
         Self(Some(rules))
     }
 
+    /// Whether nobody is left out.
+    pub fn is_everybody(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Whether `host`, a name or an address, is allowed as it is written, so that it does not matter where
     /// a name leads.
     pub fn names(&self, host: &str) -> bool {

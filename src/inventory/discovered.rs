@@ -96,12 +96,23 @@ pub enum Connection {
     Disconnected,
 }
 
+/// What a vCenter answers when it is asked for its hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundHosts {
+    /// All of them.
+    pub hosts: Vec<FoundHost>,
+    /// Whether it is certain that the vCenter said so. Without verified TLS anybody can name hosts, which would be
+    /// given the password: such a list counts only where [`super::Allow`] names who may have that.
+    pub is_verified: bool,
+}
+
 /// The last whole list of a vCenter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostList {
     pub(super) vcenter: Arc<Vcenter>,
     pub(super) discover: Discover,
     pub(super) hosts: Arc<[FoundHost]>,
+    pub(super) is_verified: bool,
 }
 
 impl HostList {
@@ -144,12 +155,13 @@ impl HostList {
 }
 
 /// Puts in the management addresses that an answer does not have and an earlier one had: a host that lost
-/// its connection is still the same.
+/// its connection is still the same. Not by the identity alone: a vCenter that was set up anew gives the same ones to
+/// other hosts.
 pub(super) fn keep_addresses(hosts: &mut [FoundHost], before: &[FoundHost]) {
-    let known: BTreeMap<&str, IpAddr> =
-        before.iter().filter_map(|host| Some((&*host.id, host.management_address?))).collect();
+    let known: BTreeMap<(&str, &str), IpAddr> =
+        before.iter().filter_map(|host| Some(((&*host.id, &*host.name), host.management_address?))).collect();
     for host in hosts.iter_mut().filter(|host| host.management_address.is_none()) {
-        host.management_address = known.get(&*host.id).copied();
+        host.management_address = known.get(&(&*host.id, &*host.name)).copied();
     }
 }
 

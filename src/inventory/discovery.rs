@@ -3,10 +3,9 @@
 use super::discovered::keep_addresses;
 use super::origin::Origin;
 use super::sources::Sources;
-use super::{Discover, FoundHost, Inventory, Vcenter};
+use super::{Discover, FoundHost, FoundHosts, Inventory, Vcenter};
 use crate::outcome::Failure;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,8 @@ pub struct Discovery(Arc<Sources>);
 struct Kept {
     vcenter: Arc<str>,
     hosts: Arc<[FoundHost]>,
+    #[serde(default)]
+    is_verified: bool,
 }
 
 impl Discovery {
@@ -41,23 +42,25 @@ impl Discovery {
         self.0.discover_config().interval
     }
 
+    /// Whether another source lists hosts by their IP addresses, so that management addresses tell who is who.
+    pub fn needs_addresses(&self) -> bool {
+        self.0.has_ip_addresses()
+    }
+
     /// The vCenter's whole answer: these are its hosts. Returns the inventory that comes of it. No host after
     /// there were some is suspicious: the last list stands, and that is said.
-    pub async fn found(&self, vcenter: &Arc<Vcenter>, mut hosts: Vec<FoundHost>) -> Arc<Inventory> {
-        if hosts.is_empty() && self.known(vcenter).await > 0 {
+    pub async fn found(&self, vcenter: &Arc<Vcenter>, mut found: FoundHosts) -> Arc<Inventory> {
+        if found.hosts.is_empty() && self.known(vcenter).await > 0 {
             let why = format!("vCenter {} lists no host any more", vcenter.address);
             return self.stands(vcenter, why);
         }
         if self.0.listed_by(vcenter).is_none() {
-            // Not by the identity alone: a vCenter that was set up anew gives the same ones to other hosts.
-            let mut before = self.remembered(vcenter).await;
-            let names: HashSet<_> = hosts.iter().map(|host| (&*host.id, &*host.name)).collect();
-            before.retain(|host| names.contains(&(&*host.id, &*host.name)));
-            keep_addresses(&mut hosts, &before);
+            keep_addresses(&mut found.hosts, &self.remembered(vcenter).await.hosts);
         }
-        let (news, inventory) = self.0.accept_list(vcenter, hosts, true);
+        let is_verified = found.is_verified;
+        let (news, inventory) = self.0.accept_list(vcenter, found, true);
         if let Some(hosts) = news {
-            self.keep(vcenter, hosts);
+            self.keep(Kept { vcenter: Arc::clone(&vcenter.address), hosts, is_verified });
         }
         inventory
     }
@@ -81,31 +84,33 @@ impl Discovery {
         if let Some(known) = self.0.listed_by(vcenter) {
             return known;
         }
-        let hosts = self.remembered(vcenter).await;
-        let known = hosts.len();
+        let remembered = self.remembered(vcenter).await;
+        let known = remembered.hosts.len();
         if known > 0 {
-            self.0.accept_list(vcenter, hosts, false);
+            self.0.accept_list(vcenter, remembered, false);
         }
         known
     }
 
     /// What the vCenter listed before this start.
-    async fn remembered(&self, vcenter: &Vcenter) -> Vec<FoundHost> {
-        let Some(file) = self.0.memory().file("vcenter", &vcenter.address) else { return vec![] };
-        let Some(content) = self.0.memory().read(&file).await else { return vec![] };
+    async fn remembered(&self, vcenter: &Vcenter) -> FoundHosts {
+        let nobody = FoundHosts::default();
+        let Some(file) = self.0.memory().file("vcenter", &vcenter.address) else { return nobody };
+        let Some(content) = self.0.memory().read(&file).await else { return nobody };
         match serde_json::from_slice::<Kept>(&content) {
-            Ok(kept) if kept.vcenter == vcenter.address => kept.hosts.to_vec(),
-            Ok(_) => vec![],
+            Ok(Kept { vcenter: of, hosts, is_verified }) if of == vcenter.address => {
+                FoundHosts { hosts: hosts.to_vec(), is_verified }
+            }
+            Ok(_) => nobody,
             Err(error) => {
                 tracing::warn!("inventory: {} is no list of hosts: {error}", file.display());
-                vec![]
+                nobody
             }
         }
     }
 
-    fn keep(&self, vcenter: &Vcenter, hosts: Arc<[FoundHost]>) {
-        let Some(file) = self.0.memory().file("vcenter", &vcenter.address) else { return };
-        let kept = Kept { vcenter: Arc::clone(&vcenter.address), hosts };
+    fn keep(&self, kept: Kept) {
+        let Some(file) = self.0.memory().file("vcenter", &kept.vcenter) else { return };
         if let Ok(content) = serde_json::to_vec(&kept) {
             self.0.memory().keep(file, content);
         }

@@ -67,11 +67,15 @@ fn discover(
     }
     // A host that moves from one vCenter to another is in both for a while: the one that has it counts.
     wanted.sort_by(|a, b| (a.0, &a.1, &a.2.id).cmp(&(b.0, &b.1, &b.2.id)));
-    let known = Recognized::new(&listed, wanted.iter().map(|(_, _, found, host)| (*found, host)));
+    let all = || lists.iter().flat_map(|list| list.hosts.iter().map(move |found| (list, found)));
+    // Who is left out by choice is still nobody else.
+    let known = Recognized::new(&listed, all().map(|(list, found)| (found, &*list.vcenter.site)));
+    let is_wanted: HashSet<_> =
+        wanted.iter().map(|(_, origin, found, _)| (origin.clone(), Arc::clone(&found.id))).collect();
     let mut told = HashSet::new();
     for (_, origin, found, host) in wanted {
         let (site, name) = (Arc::clone(&host.site), Arc::clone(&found.name));
-        let at = match known.find(found, &host) {
+        let at = match known.find(found, &host.site) {
             Some(Known::Same(at)) => hosts.join(at, host, &origin, conflicts),
             Some(Known::Alike(at)) => {
                 let other = |(known, _): &&(Host, Origin)| is_other_domain(&known.endpoint.host, &name);
@@ -88,6 +92,17 @@ fn discover(
             None => hosts.add(host, &origin, conflicts),
         };
         aliases.extend(hosts.address(at).map(|address| Alias { name, site, address }));
+    }
+    // A host that a vCenter calls by another name is the same while it is in maintenance.
+    for (list, found) in all() {
+        let origin = Origin::Vcenter(Arc::clone(&list.vcenter.address));
+        if !is_wanted.contains(&(origin, Arc::clone(&found.id)))
+            && let Some(Known::Same(at) | Known::Alike(at)) = known.find(found, &list.vcenter.site)
+            && let Some(address) = hosts.address(at)
+        {
+            let (name, site) = (Arc::clone(&found.name), Arc::clone(&list.vcenter.site));
+            aliases.push(Alias { name, site, address });
+        }
     }
     (aliases, skipped)
 }
@@ -108,11 +123,12 @@ enum Known {
 }
 
 impl<'a> Recognized<'a> {
-    fn new<'f>(listed: &'a Index, found: impl Iterator<Item = (&'f FoundHost, &'f Host)>) -> Self {
+    /// `found`: hosts, and their vCenter's site.
+    fn new<'f>(listed: &'a Index, found: impl Iterator<Item = (&'f FoundHost, &'f str)>) -> Self {
         let (same, alike) = (HashSet::new(), HashMap::new());
         let mut recognized = Self { listed, same, alike };
-        for (found, host) in found {
-            match recognized.look(found, host) {
+        for (found, site) in found {
+            match recognized.look(found, site) {
                 Some(Known::Same(at)) => drop(recognized.same.insert(at)),
                 Some(Known::Alike(at)) => {
                     recognized.alike.entry(at).or_default().insert(canonical(&found.name));
@@ -123,20 +139,20 @@ impl<'a> Recognized<'a> {
         recognized
     }
 
-    fn look(&self, found: &FoundHost, host: &Host) -> Option<Known> {
+    fn look(&self, found: &FoundHost, site: &str) -> Option<Known> {
         let by_address = || self.listed.find_same(&found.management_address?.to_string());
         match self.listed.find_same(&found.name).or_else(by_address) {
             Some(Match::One(at)) => Some(Known::Same(at)),
             Some(Match::Ambiguous) => None,
-            None => match self.listed.find_alike(&found.name, &host.site)? {
+            None => match self.listed.find_alike(&found.name, site)? {
                 Match::One(at) => Some(Known::Alike(at)),
                 Match::Ambiguous => None,
             },
         }
     }
 
-    fn find(&self, found: &FoundHost, host: &Host) -> Option<Known> {
-        self.look(found, host).filter(|known| match known {
+    fn find(&self, found: &FoundHost, site: &str) -> Option<Known> {
+        self.look(found, site).filter(|known| match known {
             Known::Same(_) => true,
             Known::Alike(at) => {
                 !self.same.contains(at) && self.alike.get(at).is_some_and(|names| names.len() == 1)

@@ -24,7 +24,7 @@ mod watched;
 
 pub use allow::{Allow, AllowError, AllowRule};
 pub use atlas::AddressTemplate;
-pub use discovered::{Connection, Discover, DiscoverConfig, DiscoveredAddress, FoundHost};
+pub use discovered::{Connection, Discover, DiscoverConfig, DiscoveredAddress, FoundHost, FoundHosts};
 pub use discovery::Discovery;
 pub use endpoint::{Endpoint, EndpointError};
 pub use http_sd::{HttpSdConfig, SdAuth, SdUrl};

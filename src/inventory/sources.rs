@@ -4,7 +4,7 @@
 //! which finds hosts knows their addresses before it reports.
 
 use super::atlas::Atlas;
-use super::discovered::{DiscoverConfig, FoundHost, HostList, keep_addresses};
+use super::discovered::{DiscoverConfig, FoundHost, FoundHosts, HostList, keep_addresses};
 use super::memory::Memory;
 use super::merge::{Merged, Rows, merge};
 use super::metrics::{ERROR, LAST_SUCCESS, LISTED, TARGETS};
@@ -13,6 +13,7 @@ use super::{Host, Inventory, InventoryConfig, StaticTarget, Vcenter};
 use crate::metric::Attributes;
 use crate::stats::Stats;
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -47,6 +48,8 @@ struct Inner {
     conflicts: HashSet<String>,
     /// Nothing is published before every source was looked at.
     begun: bool,
+    /// Whether some row has an IP address.
+    has_ip_addresses: bool,
 }
 
 /// How a source is.
@@ -71,6 +74,7 @@ impl Sources {
             states: BTreeMap::new(),
             conflicts: HashSet::new(),
             begun: false,
+            has_ip_addresses: false,
         };
         Ok(Self { stats, memory, inner: Mutex::new(inner), inventory: watch::Sender::default() })
     }
@@ -79,11 +83,12 @@ impl Sources {
     pub(super) fn reconfigure(&self, config: InventoryConfig) -> Result<(), InventoryError> {
         let fixed = fixed(&config)?;
         let mut inner = self.lock();
-        for origin in [Origin::Atlas, Origin::HttpSd] {
-            let stays =
-                if origin == Origin::Atlas { config.atlas.is_some() } else { config.http_sd.is_some() };
-            inner.rows.remove(&origin);
+        let url = |config: &InventoryConfig| config.http_sd.as_ref().map(|server| server.url.clone());
+        // A server that is away just now still lists what it did.
+        let stays = config.http_sd.is_some() && url(&config) == url(&inner.config);
+        for (origin, stays) in [(Origin::Atlas, config.atlas.is_some()), (Origin::HttpSd, stays)] {
             if !stays {
+                inner.rows.remove(&origin);
                 self.forget(&mut inner, &origin);
             }
         }
@@ -167,6 +172,10 @@ impl Sources {
         self.stats.set(&ERROR, origin.attributes(), 1.0);
     }
 
+    pub(super) fn has_ip_addresses(&self) -> bool {
+        self.lock().has_ip_addresses
+    }
+
     pub(super) fn discover_config(&self) -> DiscoverConfig {
         self.lock().config.discover.clone()
     }
@@ -181,9 +190,10 @@ impl Sources {
     pub(super) fn accept_list(
         &self,
         vcenter: &Arc<Vcenter>,
-        mut hosts: Vec<FoundHost>,
+        found: FoundHosts,
         live: bool,
     ) -> (Option<Arc<[FoundHost]>>, Arc<Inventory>) {
+        let FoundHosts { mut hosts, is_verified } = found;
         let origin = Origin::Vcenter(Arc::clone(&vcenter.address));
         let mut inner = self.lock();
         let Some(discover) = inner.config.discover.of(vcenter) else {
@@ -198,7 +208,7 @@ impl Sources {
         // A vCenter promises no order.
         hosts.sort_by(|a, b| a.id.cmp(&b.id));
         keep_addresses(&mut hosts, before.map(|list| &*list.hosts).unwrap_or_default());
-        let list = HostList { vcenter: Arc::clone(vcenter), discover, hosts: hosts.into() };
+        let list = HostList { vcenter: Arc::clone(vcenter), discover, hosts: hosts.into(), is_verified };
         if before == Some(&list) {
             return (None, self.inventory.borrow().clone());
         }
@@ -256,11 +266,16 @@ impl Sources {
         let rows: Vec<_> = rows
             .map(|(origin, atlas)| Rows { origin, hosts: &atlas.hosts, vcenters: &atlas.vcenters })
             .collect();
+        let is_ip = |host: &Host| host.endpoint.host.parse::<IpAddr>().is_ok();
+        let has_ip_addresses = rows.iter().any(|rows| rows.hosts.iter().any(is_ip));
+        // The list may be from a time when something else than TLS kept the password from strangers.
+        let is_harmless = |list: &&HostList| list.is_verified || !inner.config.allow.is_everybody();
         let of_now = |list: &HostList| {
             Some(HostList { discover: inner.config.discover.of(&list.vcenter)?, ..list.clone() })
         };
-        let lists: Vec<HostList> = inner.lists.values().filter_map(of_now).collect();
+        let lists: Vec<HostList> = inner.lists.values().filter(is_harmless).filter_map(of_now).collect();
         let Merged { inventory, conflicts, skipped } = merge(&rows, &lists, inner.config.shard);
+        inner.has_ip_addresses = has_ip_addresses;
         for conflict in conflicts {
             if inner.conflicts.len() < MAX_SAID && inner.conflicts.insert(conflict.clone()) {
                 tracing::warn!("inventory: {conflict}");

@@ -189,22 +189,25 @@ impl Watching {
 }
 
 impl Looked {
-    /// Looks at file and server, both at the same time.
+    /// Looks at file and server. At the server only if the file is good: a version that is refused is looked at again
+    /// and again.
     async fn at(sources: &Sources, config: &InventoryConfig) -> Result<Self, String> {
-        let file = async {
-            let Some(path) = &config.atlas else { return Ok(None) };
-            let mut file = AtlasFile::new(path.clone(), config);
-            let found = file.look().await?;
-            Ok::<_, String>(found.map(|found| (file, found)))
+        let file = match &config.atlas {
+            Some(path) => {
+                let mut file = AtlasFile::new(path.clone(), config);
+                file.look().await?.map(|found| (file, found))
+            }
+            None => None,
         };
-        let server = async {
-            let Some(settings) = &config.http_sd else { return Ok(None) };
-            let memory = sources.memory().file("http_sd", settings.url.exposed());
-            let source = HttpSd::new(settings.clone(), config)?;
-            Ok::<_, String>(Some(FirstFetch::of(source, memory, sources).await))
+        let server = match &config.http_sd {
+            Some(settings) => {
+                let memory = sources.memory().file("http_sd", settings.url.exposed());
+                let source = HttpSd::new(settings.clone(), config)?;
+                Some(FirstFetch::of(source, memory, sources).await)
+            }
+            None => None,
         };
-        let (file, server) = tokio::join!(file, server);
-        Ok(Self { file: file?, server: server? })
+        Ok(Self { file, server })
     }
 }
 

@@ -1,19 +1,23 @@
 //! One task for each vCenter, begun and ended as the inventory and the configuration say.
 
-use super::poll::PollSetup;
 use crate::inventory::{Inventory, Vcenter};
 use crate::target::TargetId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
+/// Pause before a task is begun again that has ended by itself.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// What has a say in whose tasks there are.
-pub(super) struct Signals {
+pub(super) struct Signals<Setup> {
     pub inventory: watch::Receiver<Arc<Inventory>>,
-    pub setup: watch::Receiver<Arc<PollSetup>>,
+    pub setup: watch::Receiver<Setup>,
     /// Passed on to every task.
     pub now: Arc<Notify>,
     pub cancel: CancellationToken,
@@ -22,14 +26,16 @@ pub(super) struct Signals {
 /// A task that was begun.
 struct Running {
     vcenter: Arc<Vcenter>,
+    task: Id,
     stop: CancellationToken,
     now: Arc<Notify>,
 }
 
 /// Keeps a task for each vCenter of `wanted` until cancelled, and returns when all of them have ended. `begin` makes
-/// one, which ends soon after its token is cancelled; its `Notify` says that it is due.
-pub(super) async fn keep_one_each<Task: Future<Output = ()> + Send + 'static>(
-    signals: Signals,
+/// one, which ends soon after its token is cancelled; its `Notify` says that it is due. One that ends before, as by a
+/// defect of ours, is told and begun again after a while: no other one suffers from it.
+pub(super) async fn keep_one_each<Setup, Task: Future<Output = ()> + Send + 'static>(
+    signals: Signals<Setup>,
     wanted: impl Fn(&Inventory) -> Vec<Arc<Vcenter>>,
     begin: impl Fn(Arc<Vcenter>, Arc<Notify>, CancellationToken) -> Task,
 ) {
@@ -38,11 +44,13 @@ pub(super) async fn keep_one_each<Task: Future<Output = ()> + Send + 'static>(
     let mut running: HashMap<TargetId, Running> = HashMap::new();
     // A vCenter whose labels have changed is asked anew when its old session has ended, not before.
     let mut turns: HashMap<TargetId, Arc<AsyncMutex<()>>> = HashMap::new();
+    let mut has_failed: HashSet<TargetId> = HashSet::new();
     loop {
         setup.mark_unchanged();
         let present = Arc::clone(&inventory.borrow_and_update());
         let wanted: HashMap<TargetId, Arc<Vcenter>> =
             wanted(&present).into_iter().map(|vcenter| (vcenter.id(), vcenter)).collect();
+        has_failed.retain(|id| wanted.contains_key(id));
         running.retain(|id, Running { vcenter, stop, .. }| {
             let stays = wanted.get(id).is_some_and(|wanted| wanted == vcenter);
             if !stays {
@@ -54,14 +62,18 @@ pub(super) async fn keep_one_each<Task: Future<Output = ()> + Send + 'static>(
         for (id, vcenter) in wanted {
             running.entry(id.clone()).or_insert_with(|| {
                 let (stop, now) = (cancel.child_token(), Arc::new(Notify::new()));
-                let turn = Arc::clone(turns.entry(id).or_default());
+                let turn = Arc::clone(turns.entry(id.clone()).or_default());
+                let pause = if has_failed.remove(&id) { AGAIN } else { Duration::ZERO };
                 let task = begin(Arc::clone(&vcenter), Arc::clone(&now), stop.clone());
+                let stopped = stop.clone();
                 let in_turn = async move {
                     let _turn = turn.lock().await;
-                    task.await;
+                    if stopped.run_until_cancelled(sleep(pause)).await.is_some() {
+                        task.await;
+                    }
                 };
-                tasks.spawn(in_turn.with_current_subscriber());
-                Running { vcenter, stop, now }
+                let task = tasks.spawn(in_turn.with_current_subscriber()).id();
+                Running { vcenter, task, stop, now }
             });
         }
         tokio::select! {
@@ -69,8 +81,60 @@ pub(super) async fn keep_one_each<Task: Future<Output = ()> + Send + 'static>(
             changed = inventory.changed() => if changed.is_err() { cancel.cancelled().await },
             Ok(()) = setup.changed() => {}
             () = now.notified() => running.values().for_each(|task| task.now.notify_one()),
-            Some(_) = tasks.join_next() => {}
+            Some(ended) = tasks.join_next_with_id() => has_failed.extend(unasked(&mut running, ended)),
         }
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// Whose task that was, if nobody had told it to end.
+fn unasked(running: &mut HashMap<TargetId, Running>, ended: Result<(Id, ()), JoinError>) -> Option<TargetId> {
+    let (task, why) = match ended {
+        Ok((task, ())) => (task, "it has ended".to_owned()),
+        Err(error) => (error.id(), error.to_string()),
+    };
+    let (id, _) = running.iter().find(|(_, of)| of.task == task && !of.stop.is_cancelled())?;
+    let id = id.clone();
+    running.remove(&id);
+    tracing::error!("{id} is asked again in {} s, please report this: {why}", AGAIN.as_secs());
+    Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::Endpoint;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_begun_again_and_disturbs_no_other_one() {
+        let vcenter = |name: &str| {
+            let endpoint = Endpoint { host: name.into(), port: None };
+            Vcenter { address: name.into(), endpoint, site: "eu-1".into(), labels: Default::default() }
+        };
+        let present = Inventory::new(vec![], vec![vcenter("ill"), vcenter("well")]);
+        let (_inventory, inventory) = watch::channel(Arc::new(present));
+        let (_setup, setup) = watch::channel(());
+        let cancel = CancellationToken::new();
+        let signals = Signals { inventory, setup, now: Arc::default(), cancel: cancel.clone() };
+        let (ill, well) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (of_ill, of_well) = (Arc::clone(&ill), Arc::clone(&well));
+        let begin = move |vcenter: Arc<Vcenter>, _, stop: CancellationToken| {
+            let begun = if &*vcenter.address == "ill" { &of_ill } else { &of_well };
+            let begun = Arc::clone(begun);
+            async move {
+                if begun.fetch_add(1, Ordering::Relaxed) < 2 && &*vcenter.address == "ill" {
+                    panic!("a defect");
+                }
+                stop.cancelled().await;
+            }
+        };
+        let keeping = tokio::spawn(keep_one_each(signals, |present| present.vcenters.clone(), begin));
+        sleep(AGAIN / 2).await;
+        assert_eq!(ill.load(Ordering::Relaxed), 1, "not in a tight loop");
+        sleep(AGAIN * 10).await;
+        assert_eq!((ill.load(Ordering::Relaxed), well.load(Ordering::Relaxed)), (3, 1));
+        cancel.cancel();
+        keeping.await.expect("it ends");
+    }
 }

@@ -7,7 +7,7 @@
 use super::count;
 use super::each::{Signals, keep_one_each};
 use super::poll::{PollSetup, VcenterPoller};
-use crate::inventory::{Connection, DiscoveredAddress, Discovery, FoundHost, Inventory, Vcenter};
+use crate::inventory::{Connection, DiscoveredAddress, Discovery, FoundHost, FoundHosts, Inventory, Vcenter};
 use crate::outcome::Failure;
 use crate::stats::Stats;
 use crate::target::TargetKind;
@@ -24,12 +24,15 @@ const PROPERTIES: &[&str] = &["name", "parent", "runtime.connectionState", "runt
 /// Deepest tree that is walked up, against a loop of parents.
 const MAX_DEPTH: usize = 64;
 
+/// Hosts by identity and name.
+type Known = HashSet<(Arc<str>, Arc<str>)>;
+
 /// What a poll has to do for the list of its vCenter.
 #[derive(Debug)]
 pub struct HostList {
     discovery: Discovery,
     /// When management addresses were read last, and of which hosts.
-    addresses: Option<(Instant, HashSet<Arc<str>>)>,
+    addresses: Option<(Instant, Known)>,
     /// A host has come whose address was not read yet.
     newcomers: bool,
     /// The poll that is under way reads them.
@@ -47,7 +50,8 @@ impl HostList {
         let Some(discover) = self.discovery.of(vcenter) else { return Vec::new() };
         let interval = self.discovery.interval();
         let due = self.addresses.as_ref().is_none_or(|(at, _)| at.elapsed() >= interval);
-        self.reads_addresses = discover.address == DiscoveredAddress::Management && (due || self.newcomers);
+        let of_use = discover.address == DiscoveredAddress::Management || self.discovery.needs_addresses();
+        self.reads_addresses = of_use && (due || self.newcomers);
         let net_config = self.reads_addresses.then_some(NET_CONFIG);
         PROPERTIES.iter().copied().chain(net_config).collect()
     }
@@ -58,17 +62,18 @@ impl HostList {
         vcenter: &Arc<Vcenter>,
         tree: &[ManagedObject],
         hosts: &[ManagedObject],
+        is_verified: bool,
     ) -> Option<Arc<Inventory>> {
         self.discovery.of(vcenter)?;
         let hosts = found(tree, hosts);
-        let ids = || hosts.iter().map(|host| Arc::clone(&host.id)).collect::<HashSet<_>>();
+        let mut present = hosts.iter().map(|host| (Arc::clone(&host.id), Arc::clone(&host.name)));
         if self.reads_addresses {
-            self.addresses = Some((Instant::now(), ids()));
+            self.addresses = Some((Instant::now(), present.collect()));
             self.newcomers = false;
         } else if let Some((_, known)) = &self.addresses {
-            self.newcomers = hosts.iter().any(|host| !known.contains(&host.id));
+            self.newcomers = present.any(|host| !known.contains(&host));
         }
-        Some(self.discovery.found(vcenter, hosts).await)
+        Some(self.discovery.found(vcenter, FoundHosts { hosts, is_verified }).await)
     }
 
     /// There was no answer.
@@ -148,12 +153,12 @@ impl HostLists {
         self.discovery().is_some_and(|discovery| discovery.is_on())
     }
 
-    /// Reads the lists of all vCenters once, all at the same time, polled or not: for whoever wants to know
-    /// the hosts and nothing else.
-    pub async fn read_all(&self, inventory: &Inventory) {
+    /// Reads the lists of all vCenters once, all at the same time, polled or not, but for those that are `known` to
+    /// fail: for whoever wants to know the hosts and nothing else.
+    pub async fn read_all(&self, inventory: &Inventory, known: impl Fn(&Vcenter) -> bool) {
         let Some(discovery) = self.discovery() else { return };
         let all = inventory.vcenters_of_all_shards().iter();
-        self.read_each(all.filter(|vcenter| discovery.of(vcenter).is_some())).await;
+        self.read_each(all.filter(|vcenter| discovery.of(vcenter).is_some() && !known(vcenter))).await;
     }
 
     /// Logs out wherever a reading was dropped half-way. Bounded by the client.
@@ -224,7 +229,7 @@ impl HostLists {
         loop {
             self.read(&vcenter, &mut self.poller(&vcenter), &stop).await;
             // Without discovery this task is about to be stopped.
-            let Some(discovery) = self.discovery() else { return };
+            let Some(discovery) = self.discovery() else { return stop.cancelled().await };
             let pause = discovery.interval().mul_f64(0.9 + 0.2 * rand::random::<f64>());
             tokio::select! {
                 () = stop.cancelled() => return,

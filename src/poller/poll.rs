@@ -16,7 +16,7 @@ use crate::vim::VimClient;
 use crate::vim::client::{Access, Live};
 use crate::vim::model::{ManagedObject, Reference};
 use crate::vim::property::Query;
-use crate::vim::tls::Certificate;
+use crate::vim::tls::{Certificate, Trust};
 use bound::{Bound, readings_of};
 use known::Unknown;
 use std::collections::{BTreeSet, HashMap};
@@ -276,9 +276,11 @@ impl VcenterPoller {
             None => self.read_tree(deadline).await?,
         };
         self.look_at_missing(&hosts);
+        let trust = self.client.as_ref().map(VimClient::trust);
+        let is_verified = trust.is_some_and(|trust| trust != Trust::Unverified);
         // The hosts' addresses are a join key of what is reported next.
         let listed = match &mut self.list {
-            Some(list) if is_whole => list.found(&self.vcenter, &self.tree, &hosts).await,
+            Some(list) if is_whole => list.found(&self.vcenter, &self.tree, &hosts, is_verified).await,
             _ => None,
         };
         let inventory = listed.as_deref().unwrap_or(inventory);

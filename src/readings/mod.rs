@@ -109,6 +109,10 @@ pub struct Readings {
     changed: Notify,
 }
 
+/// Takes the changes of the readings.
+#[derive(Debug)]
+pub struct Following(Arc<Readings>);
+
 #[derive(Debug, Default)]
 struct Inner {
     targets: HashMap<TargetId, Target>,
@@ -258,26 +262,28 @@ impl Readings {
         Snapshot { parts }
     }
 
-    /// From now on changes are noted, for [`Readings::changed`] and [`Readings::take_changes`].
-    pub fn follow_changes(&self) {
+    /// Changes from now on, the last word on each series. For one follower, the exporter: without any, none is noted.
+    pub fn follow(self: &Arc<Self>) -> Following {
         self.lock().changes.is_followed = true;
+        Following(Arc::clone(self))
     }
+}
 
+impl Following {
     /// Waits until something of [`Cadence::OnChange`] changed since the changes were last taken.
-    /// For one waiter: the exporter.
     pub async fn changed(&self) {
         loop {
-            let notified = self.changed.notified();
-            if !self.lock().changes.series.is_empty() {
+            let notified = self.0.changed.notified();
+            if !self.0.lock().changes.series.is_empty() {
                 return;
             }
             notified.await;
         }
     }
 
-    /// Takes the changes that have piled up since somebody follows them.
-    pub fn take_changes(&self) -> Changes {
-        let taken = std::mem::take(&mut self.lock().changes.series);
+    /// Takes the changes that have piled up.
+    pub fn take(&self) -> Changes {
+        let taken = std::mem::take(&mut self.0.lock().changes.series);
         let mut changes = Changes::default();
         for ((def, attributes), value) in taken {
             match value {

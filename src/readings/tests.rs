@@ -35,15 +35,15 @@ fn report(host: &str, part: &str, samples: Vec<Sample>, stale_after: Option<u64>
     }
 }
 
-fn followed() -> Arc<Readings> {
+fn followed() -> (Arc<Readings>, Following) {
     let readings = Readings::new();
-    readings.follow_changes();
-    readings
+    let following = readings.follow();
+    (readings, following)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reading_is_reported_until_it_is_stale_and_never_again() {
-    let readings = followed();
+    let readings = Readings::new();
     readings.record(report("h", "hostd", vec![state("hostd", 1.0)], Some(180)));
     tokio::time::advance(Duration::from_secs(179)).await;
     assert_eq!(readings.snapshot().len(), 1);
@@ -53,39 +53,39 @@ async fn a_reading_is_reported_until_it_is_stale_and_never_again() {
 
 #[tokio::test]
 async fn only_states_that_differ_are_changes() {
-    let readings = followed();
+    let (readings, following) = followed();
     readings.record(report("h", "p", vec![state("a", 1.0), took(0.1)], None));
-    assert_eq!(readings.take_changes().updated, [state("a", 1.0)]);
+    assert_eq!(following.take().updated, [state("a", 1.0)]);
     readings.record(report("h", "p", vec![state("a", 1.0), took(0.2)], None));
-    assert!(readings.take_changes().is_empty());
+    assert!(following.take().is_empty());
     readings.record(report("h", "p", vec![state("a", 0.0), took(0.2)], None));
-    assert_eq!(readings.take_changes().updated, [state("a", 0.0)]);
+    assert_eq!(following.take().updated, [state("a", 0.0)]);
 }
 
 #[tokio::test]
 async fn a_series_that_a_part_no_longer_reports_has_ended() {
-    let readings = followed();
+    let (readings, following) = followed();
     readings.record(report("h", "p", vec![state("old", 1.0)], None));
-    readings.take_changes();
+    following.take();
     readings.record(report("h", "p", vec![state("new", 1.0)], None));
-    let changes = readings.take_changes();
+    let changes = following.take();
     assert_eq!(changes.updated, [state("new", 1.0)]);
     assert_eq!(changes.ended, [(&STATE, Attributes::new([("s", "old")]))]);
 
     readings.record(report("h", "p", vec![], None));
-    assert_eq!(readings.take_changes().ended.len(), 1);
+    assert_eq!(following.take().ended.len(), 1);
     assert!(readings.snapshot().is_empty());
 }
 
 #[tokio::test]
 async fn a_target_that_leaves_takes_its_series_and_its_status_along() {
-    let readings = followed();
+    let (readings, following) = followed();
     let id = TargetId::host("h");
     readings.record(report("h", "p", vec![state("a", 1.0)], None));
     readings.conclude(&id, None, Duration::ZERO, SystemTime::UNIX_EPOCH);
-    readings.take_changes();
+    following.take();
     readings.forget(&id);
-    assert_eq!(readings.take_changes().ended.len(), 1);
+    assert_eq!(following.take().ended.len(), 1);
     assert!(readings.status(&id).is_none());
 }
 
@@ -94,27 +94,27 @@ async fn changes_do_not_pile_up_where_nobody_takes_them() {
     let readings = Readings::new();
     readings.record(report("h", "p", vec![state("a", 1.0)], None));
     readings.forget(&TargetId::host("h"));
-    assert!(readings.take_changes().is_empty());
+    assert!(readings.follow().take().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_back_after_it_was_stale_is_a_new_series_whether_or_not_somebody_looked_meanwhile() {
     for looks in [false, true] {
-        let readings = followed();
+        let (readings, following) = followed();
         readings.record(report("h", "p", vec![state("a", 1.0)], Some(180)));
-        readings.take_changes();
+        following.take();
         tokio::time::advance(Duration::from_secs(200)).await;
         if looks {
             assert!(readings.snapshot().is_empty());
         }
         readings.record(report("h", "p", vec![state("a", 1.0)], Some(180)));
-        assert_eq!(readings.take_changes().updated, [state("a", 1.0)]);
+        assert_eq!(following.take().updated, [state("a", 1.0)]);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_stale_for_long_is_forgotten() {
-    let readings = followed();
+    let readings = Readings::new();
     readings.record(report("h", "p", vec![state("a", 1.0)], Some(180)));
     tokio::time::advance(REMEMBERED + Duration::from_secs(180)).await;
     assert!(readings.snapshot().is_empty());
@@ -123,7 +123,7 @@ async fn what_is_stale_for_long_is_forgotten() {
 
 #[tokio::test]
 async fn a_failure_keeps_the_time_of_the_last_success() {
-    let readings = followed();
+    let readings = Readings::new();
     let id = TargetId::host("h");
     let failure = Failure::new(crate::outcome::FailureReason::Dns, "no such name");
     readings.conclude(&id, None, Duration::ZERO, SystemTime::UNIX_EPOCH);
@@ -133,14 +133,14 @@ async fn a_failure_keeps_the_time_of_the_last_success() {
 
 #[tokio::test]
 async fn whoever_waits_for_a_change_is_woken_by_one_that_came_before() {
-    let readings = followed();
+    let (readings, following) = followed();
     readings.record(report("h", "p", vec![state("a", 1.0)], None));
-    tokio::time::timeout(Duration::from_secs(1), readings.changed()).await.expect("woken");
+    tokio::time::timeout(Duration::from_secs(1), following.changed()).await.expect("woken");
 }
 
 #[tokio::test]
 async fn a_series_keeps_its_identity_from_one_report_to_the_next() {
-    let readings = followed();
+    let readings = Readings::new();
     let identities = || -> Vec<usize> {
         readings.snapshot().samples().map(|sample| sample.attributes.identity()).collect()
     };

@@ -42,11 +42,8 @@ pub(super) async fn connect(
 ) -> Result<Connections, VerbError> {
     let stats = Stats::new();
     let access = agent::access(config, &stats).await;
-    let inventory = discovered(config, watch, &access, &stats, stop).await;
-    let (hosts, vcenters) = targets(&inventory, only)?;
-    let host_collectors = collectors::host_collectors(config);
-    let hosts = if host_collectors.is_empty() { Vec::new() } else { hosts };
-    let vcenters = if config.overall_state.is_none() { Vec::new() } else { vcenters };
+    let known = Arc::clone(&watch.subscribe().borrow());
+    let vcenters = if config.overall_state.is_some() { named_vcenters(&known, only) } else { Vec::new() };
 
     let host_keys = HostKeys::load(&config.ssh, Arc::clone(&stats)).map_err(StartError::from)?;
     let ssh = SshConfig { reuse_sessions: false, ..config.ssh.clone() };
@@ -56,63 +53,90 @@ pub(super) async fn connect(
         connector: connector.allowing(Arc::clone(&access.allow)),
         access,
         stats,
-        progress: crate::commands::progress_bar(hosts.len() + vcenters.len(), "connecting".to_owned()),
+        progress: crate::commands::progress_bar(vcenters.len(), "connecting".to_owned()),
         stop: stop.clone(),
     };
-    let most = config.critical_service.as_ref().map_or(1, |critical| critical.max_in_flight);
-    let visits = hosts.iter().map(|host| checker.host(&host_collectors, host));
-    let visits = futures::stream::iter(visits).buffered(most).collect::<Vec<_>>();
+    // First the vCenters, step by step: a login that fails there is not tried again for the list of hosts.
     let vcenter_collectors = collectors::vcenter_collectors(config);
     let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, &vcenter_collectors, vcenter));
-    let (hosts, vcenters) = tokio::join!(visits, futures::future::join_all(polls));
+    let vcenters = futures::future::join_all(polls).await;
+    let inventory = discovered(config, watch, &checker, &vcenters).await;
+    let hosts = named_hosts(&inventory, only)?;
+    let host_collectors = collectors::host_collectors(config);
+    let hosts = if host_collectors.is_empty() { Vec::new() } else { hosts };
+    checker.progress.inc_length(hosts.len() as u64);
+    let most = config.critical_service.as_ref().map_or(1, |critical| critical.max_in_flight);
+    let visits = hosts.iter().map(|host| checker.host(&host_collectors, host));
+    let hosts = futures::stream::iter(visits).buffered(most).collect::<Vec<_>>().await;
     checker.progress.finish_and_clear();
     // A login whose verdict is not written down counts as lost.
     checker.access.guard.flush().await;
     Ok(Connections { hosts, vcenters })
 }
 
-/// The inventory with the hosts that vCenters list, each of which is logged in to for that.
+/// The inventory with the hosts that vCenters list, each of which is logged in to for that, unless it was `seen` to
+/// fail.
 async fn discovered(
     config: &Config,
     watch: &InventoryWatch,
-    access: &Access,
-    stats: &Arc<Stats>,
-    stop: &CancellationToken,
+    checker: &Checker,
+    seen: &[Connection],
 ) -> Arc<Inventory> {
     let inventory = watch.subscribe();
     let known = Arc::clone(&inventory.borrow());
     if config.critical_service.is_some() {
-        let setup = agent::lists_alone(config, access.clone(), watch.discovery());
+        let setup = agent::lists_alone(config, checker.access.clone(), watch.discovery());
         let (_keep, setup) = tokio::sync::watch::channel(Arc::new(setup));
-        let lists = HostLists::new(setup, Arc::clone(stats), tokio::sync::watch::Sender::new(false));
+        let stats = Arc::clone(&checker.stats);
+        let lists = HostLists::new(setup, stats, tokio::sync::watch::Sender::new(false));
+        let failure = |vcenter: &Vcenter| seen.iter().find_map(|seen| seen.failure_of(&vcenter.address));
+        let reading = async {
+            lists.read_all(&known, |vcenter| failure(vcenter).is_some()).await;
+            for vcenter in known.vcenters_of_all_shards() {
+                if let Some(failure) = failure(vcenter) {
+                    // What it listed last stands.
+                    watch.discovery().failed(vcenter, failure).await;
+                }
+            }
+        };
         tokio::select! {
             biased;
-            () = stop.cancelled() => {}
-            () = lists.read_all(&known) => {}
+            () = checker.stop.cancelled() => {}
+            () = reading => {}
         }
         lists.logout_all().await;
     }
     Arc::clone(&inventory.borrow())
 }
 
-/// Those that are named, or all.
-#[expect(clippy::type_complexity, reason = "two lists of two kinds")]
-fn targets(inventory: &Inventory, only: &[String]) -> Result<(Vec<Arc<Host>>, Vec<Arc<Vcenter>>), VerbError> {
-    let is = |name: &String, address: &str, host: &str| {
-        name.eq_ignore_ascii_case(address) || name.eq_ignore_ascii_case(host)
+/// Whether an address is one of those that are named; nobody is named: all are meant.
+fn is_named(only: &[String], address: &str, host: &str) -> bool {
+    only.is_empty() || only.iter().any(|name| is(name, address, host))
+}
+
+fn is(name: &str, address: &str, host: &str) -> bool {
+    name.eq_ignore_ascii_case(address) || name.eq_ignore_ascii_case(host)
+}
+
+fn named_vcenters(inventory: &Inventory, only: &[String]) -> Vec<Arc<Vcenter>> {
+    let all = inventory.vcenters.iter();
+    all.filter(|vcenter| is_named(only, &vcenter.address, &vcenter.endpoint.host)).cloned().collect()
+}
+
+/// The hosts that are named, or all.
+///
+/// # Errors
+/// When a name is nobody's.
+fn named_hosts(inventory: &Inventory, only: &[String]) -> Result<Vec<Arc<Host>>, VerbError> {
+    let exists = |name: &&String| {
+        inventory.hosts.iter().any(|host| is(name, &host.address, &host.endpoint.host))
+            || inventory.vcenters.iter().any(|vcenter| is(name, &vcenter.address, &vcenter.endpoint.host))
     };
-    let host = |name: &String, host: &Host| is(name, &host.address, &host.endpoint.host);
-    let vcenter = |name: &String, vcenter: &Vcenter| is(name, &vcenter.address, &vcenter.endpoint.host);
-    let nobody = only.iter().find(|name| {
-        !inventory.hosts.iter().any(|h| host(name, h)) && !inventory.vcenters.iter().any(|v| vcenter(name, v))
-    });
-    if let Some(name) = nobody {
-        return Err(VerbError::NoSuchTarget(name.clone()));
+    if let Some(nobody) = only.iter().find(|name| !exists(name)) {
+        return Err(VerbError::NoSuchTarget(nobody.clone()));
     }
-    let named = |fits: &dyn Fn(&String) -> bool| only.is_empty() || only.iter().any(fits);
-    let hosts = inventory.hosts.iter().filter(|h| named(&|name| host(name, h))).cloned().collect();
-    let vcenters = inventory.vcenters.iter().filter(|v| named(&|name| vcenter(name, v))).cloned().collect();
-    Ok((hosts, vcenters))
+    let all = inventory.hosts.iter();
+    Ok(all.filter(|host| is_named(only, &host.address, &host.endpoint.host)).cloned().collect())
 }
 
 impl Checker {

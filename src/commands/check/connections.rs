@@ -31,6 +31,8 @@ pub(super) struct Connections {
 pub(super) struct Connection {
     address: String,
     site: String,
+    #[serde(skip)]
+    failure: Option<Failure>,
     #[serde(flatten)]
     outcome: OutcomeRow,
     steps: Vec<StepRow>,
@@ -65,6 +67,7 @@ impl Connection {
             address: address.to_owned(),
             site: site.to_owned(),
             outcome: OutcomeRow::new(failure.as_ref(), took.as_secs_f64()),
+            failure,
             steps: taken.steps.into_iter().map(step).collect(),
             facts: taken.facts,
             services: BTreeMap::new(),
@@ -74,6 +77,11 @@ impl Connection {
     pub(super) fn with_services(mut self, services: BTreeMap<String, String>) -> Self {
         self.services = services;
         self
+    }
+
+    /// Why it failed, if it is the one of this address.
+    pub(super) fn failure_of(&self, address: &str) -> Option<&Failure> {
+        self.failure.as_ref().filter(|_| self.address == address)
     }
 
     fn fact(&self, name: &str) -> &str {

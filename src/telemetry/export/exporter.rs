@@ -9,7 +9,7 @@ use super::spool::{self, Keeper};
 use super::transport::Transport;
 use super::{Dropped, QUEUE_AGE, QUEUE_BYTES};
 use crate::metric::Attributes;
-use crate::readings::Readings;
+use crate::readings::{Following, Readings};
 use crate::stats::Stats;
 use crate::telemetry::metrics::{CollectError, Instruments};
 use crate::telemetry::process;
@@ -81,11 +81,12 @@ impl Exporter {
         sender: Sender<T>,
         cancel: CancellationToken,
     ) -> Self {
-        parts.readings.follow_changes();
         let (commands, receiver) = mpsc::channel(8);
         let (closing, closes) = watch::channel(Closing::No);
         let sender = AbortOnDropHandle::new(tokio::spawn(sender.run(closes).with_current_subscriber()));
-        let task = Task { options, gatherer: None, started: SystemTime::now(), parts, closing, sender };
+        let following = Arc::new(parts.readings.follow());
+        let started = SystemTime::now();
+        let task = Task { options, gatherer: None, started, parts, following, closing, sender };
         let task = async move { cancel.run_until_cancelled(task.run(receiver)).await };
         tokio::spawn(task.with_current_subscriber());
         Self { commands }
@@ -116,6 +117,7 @@ struct Task {
     gatherer: Option<Gatherer>,
     started: SystemTime,
     parts: Parts,
+    following: Arc<Following>,
     closing: watch::Sender<Closing>,
     sender: AbortOnDropHandle<()>,
 }
@@ -125,7 +127,7 @@ impl Task {
         let mut options = self.options.clone();
         let mut every = options.borrow_and_update().interval;
         let mut ticks = ticks(Instant::now(), every);
-        let readings = Arc::clone(&self.parts.readings);
+        let following = Arc::clone(&self.following);
         let mut changes_due: Option<Instant> = None;
         let mut next_changes = Instant::now();
         loop {
@@ -158,7 +160,7 @@ impl Task {
                         gatherer.set_limits(limits);
                     }
                 }
-                () = readings.changed(), if changes_due.is_none() => {
+                () = following.changed(), if changes_due.is_none() => {
                     changes_due = Some(next_changes.max(Instant::now() + GATHER));
                 }
                 () = sleep_until(changes_due.unwrap_or_else(Instant::now)), if changes_due.is_some() => {
@@ -210,13 +212,13 @@ impl Task {
         let mut own = self.parts.stats.samples();
         own.extend(process::samples());
         // The snapshot, which is younger, holds them all.
-        let _ = self.parts.readings.take_changes();
+        let _ = self.following.take();
         let snapshot = self.parts.readings.snapshot();
         self.export(move |gatherer| gatherer.everything(&snapshot, own)).await;
     }
 
     async fn export_changes(&mut self) {
-        let changes = self.parts.readings.take_changes();
+        let changes = self.following.take();
         if !changes.is_empty() {
             self.export(move |gatherer| gatherer.changes(changes)).await;
         }
