@@ -179,9 +179,10 @@ impl Agent {
         let following =
             Reloader::new(controls, changing, &telemetry, stats, files).run(requests, stop.clone());
         let ((), (), controls) = tokio::join!(asking, serving, following);
-        // A login whose verdict is not written down counts as lost.
-        guard.flush().await;
-        telemetry.shutdown(FLUSH_LIMIT).await;
+        // A login whose verdict is not written down counts as lost. A disk that hangs must not take the time that the
+        // last points have.
+        let flushing = tokio::time::timeout(FLUSH_LIMIT, guard.flush());
+        let _ = tokio::join!(flushing, telemetry.shutdown(FLUSH_LIMIT));
         stop_watching.cancel();
         controls.stopped().await;
     }

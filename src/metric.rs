@@ -170,6 +170,11 @@ impl Sample {
     pub fn new(def: &'static MetricDef, attributes: Attributes, value: f64) -> Self {
         Self { def, attributes, value }
     }
+
+    /// Of which series it is one.
+    pub fn series(&self) -> (&'static MetricDef, &Attributes) {
+        (self.def, &self.attributes)
+    }
 }
 
 #[cfg(test)]

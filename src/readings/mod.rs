@@ -165,6 +165,7 @@ impl Readings {
         let is_first = target.heard_of.insert(report.collector);
         let seen = Seen { target: &id, is_first };
         let (now, before) = (Instant::now(), changes.series.len());
+        let (mut reported, mut ended) = (Vec::new(), Vec::new());
         for reading in report.readings {
             let key = (report.collector, reading.part);
             let known = target.parts.get(&key);
@@ -175,7 +176,10 @@ impl Readings {
             keep_identities(last, &mut new);
             let new: Arc<[Sample]> = new.into();
             changes.note_updates(old, &new);
-            changes.note_ends(old, &new);
+            if changes.is_followed {
+                ended.extend(ends(old, &new));
+                reported.push(Arc::clone(&new));
+            }
             if let Some(listener) = listener {
                 listener.compare(&seen, last, &new);
             }
@@ -185,6 +189,12 @@ impl Readings {
                 target.parts.insert(key, Part { samples: new, stale_at });
             }
         }
+        // One that is in another part now goes on, whichever of both comes first.
+        if !ended.is_empty() {
+            let live: HashSet<_> = reported.iter().flat_map(|part| part.iter()).map(Sample::series).collect();
+            ended.retain(|(def, attributes)| !live.contains(&(*def, attributes)));
+        }
+        changes.note_ends(ended);
         if changes.series.len() > before {
             self.changed.notify_one();
         }
@@ -229,7 +239,7 @@ impl Readings {
             listener.left(id);
         }
         for part in targets.remove(id).iter().flat_map(|target| target.parts.values()) {
-            changes.note_ends(&part.samples, &[]);
+            changes.note_ends(ends(&part.samples, &[]));
         }
         if !changes.series.is_empty() {
             self.changed.notify_one();
@@ -242,7 +252,7 @@ impl Readings {
         let Inner { targets, changes, .. } = &mut *inner;
         for target in targets.values_mut() {
             let gone = target.parts.extract_if(|(of, part), _| *of == collector && !is_asked(part));
-            gone.for_each(|(_, part)| changes.note_ends(&part.samples, &[]));
+            gone.for_each(|(_, part)| changes.note_ends(ends(&part.samples, &[])));
         }
         if !changes.series.is_empty() {
             self.changed.notify_one();
@@ -255,7 +265,13 @@ impl Readings {
         let mut inner = self.lock();
         let mut parts = Vec::new();
         for target in inner.targets.values_mut() {
+            let known = target.parts.len();
             target.parts.retain(|_, part| part.is_remembered(now));
+            if target.parts.len() < known {
+                // Whoever comes back after that is as good as new.
+                let Target { heard_of, parts, .. } = target;
+                heard_of.retain(|collector| parts.keys().any(|(of, _)| of == collector));
+            }
             let fresh = target.parts.values().filter(|part| part.is_fresh(now));
             parts.extend(fresh.map(|part| Arc::clone(&part.samples)));
         }
@@ -312,21 +328,26 @@ impl Pending {
         }
     }
 
-    fn note_ends(&mut self, old: &[Sample], new: &[Sample]) {
-        if !self.is_followed {
-            return;
-        }
-        // Nearly every report has the series of the one before at the same places: no need for the set then.
-        let moved = |(i, sample): &(usize, &Sample)| !new.get(*i).is_some_and(|at| same_series(at, sample));
-        let mut moved = old.iter().enumerate().filter(moved).map(|(_, sample)| sample).peekable();
-        if moved.peek().is_none() {
-            return;
-        }
-        let still_there: HashSet<_> = new.iter().map(|sample| (sample.def, &sample.attributes)).collect();
-        for sample in moved.filter(|sample| !still_there.contains(&(sample.def, &sample.attributes))) {
-            self.series.insert((sample.def, sample.attributes.clone()), None);
+    fn note_ends(&mut self, ended: impl IntoIterator<Item = SeriesKey>) {
+        if self.is_followed {
+            self.series.extend(ended.into_iter().map(|series| (series, None)));
         }
     }
+}
+
+/// The series of a part that it does not have any more.
+fn ends(old: &[Sample], new: &[Sample]) -> Vec<SeriesKey> {
+    // Nearly every report has the series of the one before at the same places: no need for the set then.
+    let moved = |(i, sample): &(usize, &Sample)| !new.get(*i).is_some_and(|at| same_series(at, sample));
+    let mut moved = old.iter().enumerate().filter(moved).map(|(_, sample)| sample).peekable();
+    if moved.peek().is_none() {
+        return Vec::new();
+    }
+    let still_there: HashSet<_> = new.iter().map(Sample::series).collect();
+    moved
+        .filter(|sample| !still_there.contains(&sample.series()))
+        .map(|sample| (sample.def, sample.attributes.clone()))
+        .collect()
 }
 
 impl Part {

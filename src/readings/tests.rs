@@ -78,6 +78,21 @@ async fn a_series_that_a_part_no_longer_reports_has_ended() {
 }
 
 #[tokio::test]
+async fn a_series_that_moves_to_another_part_goes_on() {
+    for order in [["old", "new"], ["new", "old"]] {
+        let (readings, following) = followed();
+        readings.record(report("h", "old", vec![state("a", 1.0), took(0.1)], None));
+        following.take();
+        let samples = |part: &str| if part == "new" { vec![state("a", 0.0), took(0.2)] } else { vec![] };
+        let part = |part: &str| Reading { part: part.into(), samples: samples(part) };
+        let moved = Report { readings: order.map(part).into(), ..report("h", "", vec![], None) };
+        readings.record(moved);
+        let changes = following.take();
+        assert_eq!((changes.updated, changes.ended), (vec![state("a", 0.0)], vec![]), "{order:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_target_that_leaves_takes_its_series_and_its_status_along() {
     let (readings, following) = followed();
     let id = TargetId::host("h");

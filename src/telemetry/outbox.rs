@@ -7,7 +7,7 @@
 
 use super::export::addresses::Addresses;
 use super::export::follow::renewed;
-use super::export::peer::{Presence, Signal};
+use super::export::peer::{Complaints, Presence, Signal};
 use super::export::transport::Destination;
 use super::{TelemetryError, signals};
 use crate::metric::{Attributes, MetricDef};
@@ -105,10 +105,10 @@ impl<T> Outbox<T> {
         }
     }
 
-    /// The oldest items, as many as one request holds.
-    fn take(&self) -> Vec<T> {
+    /// The oldest items, so many at most.
+    fn take(&self, most: usize) -> Vec<T> {
         let mut waiting = self.lock();
-        let portion = waiting.len().min(AT_ONCE);
+        let portion = waiting.len().min(most);
         waiting.drain(..portion).collect()
     }
 
@@ -146,6 +146,9 @@ pub(super) struct Postman<P: Post> {
     addresses: Addresses,
     presence: Arc<Presence>,
     pause: Duration,
+    /// Items of one request: fewer than [`AT_ONCE`] where those were too large for the Collector.
+    portion: usize,
+    complaints: Complaints,
 }
 
 impl<P: Post> Postman<P> {
@@ -161,7 +164,8 @@ impl<P: Post> Postman<P> {
     ) -> Result<Self, TelemetryError> {
         let at = destination.borrow_and_update().clone();
         let (post, addresses, build) = (build(&at)?, Addresses::of(&at.peer), Box::new(build));
-        Ok(Self { outbox, destination, build, post, at, addresses, presence, pause: SHORTEST_PAUSE })
+        let (pause, portion, complaints) = (SHORTEST_PAUSE, AT_ONCE, Complaints::default());
+        Ok(Self { outbox, destination, build, post, at, addresses, presence, pause, portion, complaints })
     }
 
     /// Sends until `closing` says so and nothing waits any more. To be dropped when there is no time left.
@@ -176,7 +180,7 @@ impl<P: Post> Postman<P> {
                     _ = closing.changed() => continue,
                 }
             }
-            let portion = self.outbox.take();
+            let portion = self.outbox.take(self.portion);
             if portion.is_empty() {
                 if ends {
                     return;
@@ -210,10 +214,18 @@ impl<P: Post> Postman<P> {
             Ok(()) => {
                 self.answered();
                 self.outbox.count("exported", items);
+                self.portion = (self.portion + self.portion / 8 + 1).min(AT_ONCE);
                 return None;
             }
             Err(error) => error,
         };
+        if signals::may_be_too_large(&error) && items > 1 {
+            self.answered();
+            self.outbox.put_back(portion);
+            self.portion = items / 2;
+            // It may also be a quota.
+            return Some(SHORTEST_PAUSE);
+        }
         if signals::is_passing(&error) {
             self.presence.is_lost(P::SIGNAL, self.at.peer.name(), &signals::explain(&error));
             self.outbox.put_back(portion);
@@ -226,8 +238,10 @@ impl<P: Post> Postman<P> {
         }
         self.answered();
         self.outbox.count("dropped", items);
-        self.presence
-            .say(|| tracing::debug!("OTLP: {items} items are refused: {}", signals::explain(&error)));
+        let complaint = format!("{} are refused: {}", P::SIGNAL.items(), signals::explain(&error));
+        if self.complaints.is_news(&complaint) {
+            self.presence.say(|| tracing::warn!("OTLP: {complaint}"));
+        }
         None
     }
 

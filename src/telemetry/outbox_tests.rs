@@ -19,6 +19,9 @@ static ITEMS: MetricDef = MetricDef {
 struct Flaky {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
+    /// Most items of one request; 0: any number. And an item that is too large by itself.
+    most: Arc<AtomicUsize>,
+    monster: Option<usize>,
     tries: Arc<AtomicUsize>,
     /// Connections made so far, and those of them that go nowhere any more.
     made: Arc<AtomicUsize>,
@@ -45,6 +48,10 @@ impl Post for Flaky {
         if self.refuses.load(Ordering::Relaxed) {
             return Err(error("InvalidArgument"));
         }
+        let most = self.most.load(Ordering::Relaxed);
+        if most > 0 && items.len() > most || self.monster.is_some_and(|monster| items.contains(&monster)) {
+            return Err(error("OutOfRange"));
+        }
         self.taken.lock().expect("no panic").extend(items);
         Ok(())
     }
@@ -61,13 +68,16 @@ struct Story {
 }
 
 fn story(cap: usize) -> Story {
+    story_of(cap, Flaky::default())
+}
+
+fn story_of(cap: usize, flaky: Flaky) -> Story {
     let stats = Stats::new();
     let outbox = Outbox::new(cap, &ITEMS, Arc::clone(&stats));
     let peer = Peer::of_test("http://127.0.0.1:9");
     let presence = Arc::new(Presence::new(peer.name()));
     let seen = Arc::clone(&presence);
     let (destination, follow) = watch::channel(Destination { peer, compression: Compression::None });
-    let flaky = Flaky::default();
     let build = {
         let flaky = flaky.clone();
         move |_: &Destination| {
@@ -196,6 +206,26 @@ async fn a_collector_that_refuses_is_one_that_is_there() {
     story.flaky.away.store(false, Ordering::Relaxed);
     sleep(Duration::from_secs(5)).await;
     assert_eq!(story.taken(), (10..20).collect::<Vec<_>>(), "pauses begin short again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_takes_small_messages_gets_small_ones_and_all_of_it() {
+    let story = story(10_000);
+    story.flaky.most.store(100, Ordering::Relaxed);
+    story.push(0..2_000);
+    assert_eq!(story.taken_are(2_000).await, (0..2_000).collect::<Vec<_>>());
+    let tries = story.flaky.tries.load(Ordering::Relaxed);
+    assert!(tries < 60, "that it is small is remembered: {tries}");
+    assert!(!story.presence.is_away());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_item_that_nobody_takes_costs_no_other() {
+    let story = story_of(10_000, Flaky { monster: Some(700), ..Flaky::default() });
+    story.push(0..2_000);
+    let expected: Vec<_> = (0..2_000).filter(|item| *item != 700).collect();
+    assert_eq!(story.taken_are(1_999).await, expected);
+    assert_eq!(story.counted("dropped"), 1.0);
 }
 
 #[tokio::test(start_paused = true)]

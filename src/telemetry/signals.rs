@@ -24,16 +24,8 @@ pub(super) fn along<B: WithExportConfig + WithTonicConfig>(destination: &Destina
 
 /// Whether the same may succeed later.
 pub(super) fn is_passing(error: &OTelSdkError) -> bool {
-    const PASSING: [&str; 8] = [
-        "Unavailable",
-        "DeadlineExceeded",
-        "Cancelled",
-        "Aborted",
-        "OutOfRange",
-        "DataLoss",
-        "ResourceExhausted",
-        "Unknown",
-    ];
+    const PASSING: [&str; 6] =
+        ["Unavailable", "DeadlineExceeded", "Cancelled", "Aborted", "DataLoss", "Unknown"];
     match error {
         OTelSdkError::Timeout(_) => true,
         OTelSdkError::InternalFailure(_) => {
@@ -45,6 +37,13 @@ pub(super) fn is_passing(error: &OTelSdkError) -> bool {
         }
         OTelSdkError::AlreadyShutdown => false,
     }
+}
+
+/// Whether fewer at a time may succeed. Servers made with tonic say OUT_OF_RANGE where others say RESOURCE_EXHAUSTED;
+/// that it is the size is in a message that the SDK keeps to itself.
+pub(super) fn may_be_too_large(error: &OTelSdkError) -> bool {
+    const CODES: [&str; 2] = ["ResourceExhausted", "OutOfRange"];
+    grpc(error).is_some_and(|text| CODES.contains(&text))
 }
 
 /// The failure in the words that the sender of metrics uses, too: gRPC's code, and why the connection failed.

@@ -212,6 +212,18 @@ async fn what_changed_during_an_outage_is_told_once_it_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_comes_back_after_more_than_a_day_is_as_new() {
+    let mut story = Story::new();
+    story.service(0.0);
+    story.host(0.0, &[("Fan", "red")]);
+    tokio::time::advance(Duration::from_secs(25 * 3600)).await;
+    assert!(story.readings.snapshot().is_empty());
+    story.service(0.0);
+    story.host(0.0, &[("Fan", "red")]);
+    assert_eq!(story.news(), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_leaves_is_not_told_and_forgotten() {
     let mut story = Story::new();
     story.service(1.0);

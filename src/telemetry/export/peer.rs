@@ -175,6 +175,24 @@ fn without_user(address: &str) -> String {
     }
 }
 
+/// Shortest pause between two complaints in the log, whatever a Collector thinks of.
+const COMPLAINTS: Duration = Duration::from_secs(60);
+
+/// What of a Collector's answers is told: the same one is not repeated with each request.
+#[derive(Debug, Default)]
+pub struct Complaints(Option<(String, Instant)>);
+
+impl Complaints {
+    /// Whether this has to be told.
+    pub fn is_news(&mut self, complaint: &str) -> bool {
+        let is_news = self.0.as_ref().is_none_or(|(last, at)| last != complaint && at.elapsed() > COMPLAINTS);
+        if is_news {
+            self.0 = Some((complaint.to_owned(), Instant::now()));
+        }
+        is_news
+    }
+}
+
 /// A kind of telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -184,6 +202,17 @@ pub enum Signal {
     Traces,
     /// Logs.
     Logs,
+}
+
+impl Signal {
+    /// What it is made of, for people.
+    pub fn items(self) -> &'static str {
+        match self {
+            Self::Metrics => "points",
+            Self::Traces => "spans",
+            Self::Logs => "log records",
+        }
+    }
 }
 
 /// Whether the Collector is there, for all signals together: one line in the log when it goes and one

@@ -346,6 +346,19 @@ impl Queue {
         self.tell(&inner);
     }
 
+    /// Drops what was read of the entries before this one: on the disk they are not any more, and whatever waits
+    /// outside memory has to survive a kill. Returns its points.
+    pub(super) fn drop_read(&self, before: Sequence) -> usize {
+        let mut inner = self.lock();
+        let is_gone = |entry: &Entry| entry.sequence.is_some_and(|sequence| sequence < before);
+        let mut points = 0;
+        while inner.ahead.front().is_some_and(is_gone) {
+            points += inner.ahead.pop_front().map_or(0, |entry| entry.batch.points);
+        }
+        self.tell(&inner);
+        points
+    }
+
     /// Bytes that were read and wait, and the place of the oldest of them.
     pub(super) fn ahead(&self) -> (usize, Option<Sequence>) {
         let inner = self.lock();

@@ -2,10 +2,10 @@
 //! specification for what may be tried again.
 
 use super::encode::Batch;
-use super::peer::{Presence, Signal};
+use super::peer::{Complaints, Presence, Signal};
 use super::queue::{Queue, Ticket};
 use super::split::{describe, halve};
-use super::transport::{CallError, Transport};
+use super::transport::{CallError, LARGEST_ANSWER, Transport};
 use super::{Outcome, count};
 use crate::config::Compression;
 use crate::outcome::chain;
@@ -14,7 +14,6 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsPartialSucc
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -28,8 +27,6 @@ const LONGEST_ASKED: Duration = Duration::from_secs(300);
 const CLOSING_PAUSE: Duration = Duration::from_millis(200);
 /// Characters of a Collector's message that are logged.
 const MESSAGE: usize = 200;
-/// Shortest pause between two complaints in the log, whatever a Collector thinks of.
-const COMPLAINTS: Duration = Duration::from_secs(60);
 /// A refused request that is smaller than this can only be too large if the Collector says so. Without the
 /// bound a Collector that is out of quota would get the fleet point by point.
 const NEVER_TOO_LARGE: usize = 64 << 10;
@@ -47,8 +44,7 @@ pub struct Sender<T> {
     configured: Compression,
     compression: Compression,
     pause: Duration,
-    /// The last complaint that was logged, and when: the same one is not repeated with each request.
-    complaint: Option<(String, Instant)>,
+    complaints: Complaints,
     told_of_compression: bool,
 }
 
@@ -93,7 +89,7 @@ impl<T: Transport> Sender<T> {
             configured: compression,
             compression,
             pause: SHORTEST_PAUSE,
-            complaint: None,
+            complaints: Complaints::default(),
             told_of_compression: false,
         }
     }
@@ -211,11 +207,8 @@ impl<T: Transport> Sender<T> {
     }
 
     fn complain(&mut self, complaint: String) {
-        let is_news =
-            self.complaint.as_ref().is_none_or(|(last, at)| *last != complaint && at.elapsed() > COMPLAINTS);
-        if is_news {
+        if self.complaints.is_news(&complaint) {
             tracing::warn!("OTLP: {complaint}");
-            self.complaint = Some((complaint, Instant::now()));
         }
     }
 }
@@ -234,6 +227,11 @@ fn judge(error: &CallError, size: usize) -> Verdict {
         CallError::TimedOut(_) => return Verdict::Again(None),
         CallError::Status(status) => status,
     };
+    // Not the server's word: the connection broke, and gRPC has a code for that (which may be that of a quota); or
+    // something else than a Collector has answered: a proxy whose Collector is away, say.
+    if std::error::Error::source(&**status).is_some() || is_of_http(status) {
+        return Verdict::Again(None);
+    }
     let asked = retry_delay(status);
     let is_too_large = TOO_LARGE.iter().any(|words| status.message().contains(words));
     match status.code() {
@@ -248,10 +246,6 @@ fn judge(error: &CallError, size: usize) -> Verdict {
         | Code::OutOfRange
         | Code::Unavailable
         | Code::DataLoss => Verdict::Again(asked),
-        // Not the server's word: the connection broke, and gRPC has no better code for that; or something
-        // else than a Collector has answered: a proxy whose Collector is away, say.
-        _ if std::error::Error::source(&**status).is_some() => Verdict::Again(None),
-        _ if is_of_http(status) => Verdict::Again(None),
         Code::Unimplemented => Verdict::Compression,
         _ => Verdict::Refused,
     }
@@ -259,13 +253,16 @@ fn judge(error: &CallError, size: usize) -> Verdict {
 
 /// tonic's own words for an answer that is none of gRPC, or is cut off: they have no source, as the Collector's have none.
 fn is_of_http(status: &Status) -> bool {
-    const WORDS: [&str; 4] = [
+    const WORDS: [&str; 5] = [
         "grpc-status header missing",
         "missing grpc-status trailer",
         "protocol error: received message with",
         "Unexpected EOF decoding stream",
+        "while receiving response with status",
     ];
-    WORDS.iter().any(|words| status.message().contains(words))
+    let message = status.message();
+    WORDS.iter().any(|words| message.contains(words))
+        || message.contains(&format!("the limit is: {LARGEST_ANSWER} bytes"))
 }
 
 fn retry_delay(status: &Status) -> Option<Duration> {

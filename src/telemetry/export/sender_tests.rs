@@ -11,6 +11,7 @@ use prost::Message;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::SystemTime;
+use tokio::time::Instant;
 use tonic_types::ErrorDetails;
 
 static STATE: MetricDef = MetricDef {
@@ -236,6 +237,11 @@ async fn a_proxy_whose_collector_is_away_is_no_collector_that_refuses() {
         proxy(Code::Unimplemented, "grpc-status header missing, mapped from HTTP status code 404"),
         proxy(Code::Unknown, "grpc-status header missing, mapped from HTTP status code 302"),
         proxy(Code::Unknown, "protocol error: missing grpc-status trailer, stream was terminated"),
+        proxy(Code::Internal, "Error decompressing: corrupt, while receiving response with status: 200 OK"),
+        proxy(
+            Code::OutOfRange,
+            "Error, decoded message length too large: found 9, the limit is: 65543 bytes",
+        ),
     ]);
     let counted = send(&collector, &[&["a"], &["b"]]).await;
     assert_eq!(collector.taken(), ["a", "b"]);

@@ -21,6 +21,12 @@ use tonic::{Request, Status};
 
 const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 
+/// What tonic says of an answer with the status OK and no message.
+const NO_ANSWER: &str = "Missing response message.";
+/// Largest answer that is read, bytes: a Collector says a sentence at most. Another number than the usual limits of
+/// servers, so that gRPC's complaint about it is not taken for theirs.
+pub(super) const LARGEST_ANSWER: usize = (64 << 10) + 7;
+
 /// Why a call brought nothing.
 #[derive(Debug)]
 pub enum CallError {
@@ -115,6 +121,7 @@ impl Transport for GrpcTransport {
         // Compression belongs to a `Grpc` value, hence a new one each time; it is cheap. Servers made with grpc-go
         // compress their answer as the request was, also for a client that does not say that it accepts that.
         let mut grpc = Grpc::new(self.channel.clone())
+            .max_decoding_message_size(LARGEST_ANSWER)
             .accept_compressed(CompressionEncoding::Zstd)
             .accept_compressed(CompressionEncoding::Gzip);
         if let Some(encoding) = encoding(compression) {
@@ -128,6 +135,8 @@ impl Transport for GrpcTransport {
         };
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner().partial_success),
+            // The server has said OK, and nothing else.
+            Ok(Err(status)) if status.message() == NO_ANSWER => Ok(None),
             Ok(Err(status)) => Err(CallError::Status(Box::new(status))),
             Err(_) => {
                 // A connection into a black hole would be used until TCP gives it up, after minutes.

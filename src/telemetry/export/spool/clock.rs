@@ -46,40 +46,45 @@ fn moved(time: SystemTime, millis: i64) -> SystemTime {
 #[derive(Debug)]
 pub(super) struct Shifts {
     /// Of those that lie before all ranges: other processes wrote them.
-    first: Shift,
-    /// Each from an entry on.
+    of_others: Shift,
+    /// Of this process's own, each from an entry on.
     ranges: Vec<(Sequence, Shift)>,
 }
 
 impl Shifts {
-    /// `first` holds for everything that is there.
-    pub(super) fn new(first: Shift) -> Self {
-        Self { first, ranges: vec![] }
+    /// `of_others` holds for everything that is there.
+    pub(super) fn new(of_others: Shift) -> Self {
+        Self { of_others, ranges: vec![] }
+    }
+
+    /// This process's wall clock was set: by its time of now the entries of others are judged.
+    pub(super) fn set_others(&mut self, shift: Shift) {
+        self.of_others = shift;
     }
 
     /// Entries from this one on were written with this shift.
     pub(super) fn note(&mut self, from: Sequence, shift: Shift) {
-        if self.last().0.abs_diff(shift.0) > SAME.unsigned_abs() {
+        let is_same = |(_, last): &(_, Shift)| last.0.abs_diff(shift.0) <= SAME.unsigned_abs();
+        if !self.ranges.last().is_some_and(is_same) {
             self.ranges.push((from, shift));
         }
     }
 
     /// Nothing before this entry is asked for any more.
     pub(super) fn forget_before(&mut self, entry: Sequence) {
-        let of_others = self.ranges.iter().take_while(|(from, _)| *from <= entry).count();
-        if let Some((_, first)) = self.ranges.drain(..of_others).next_back() {
-            self.first = first;
-        }
+        let begun = self.ranges.iter().take_while(|(from, _)| *from <= entry).count();
+        self.ranges.drain(..begun.saturating_sub(1));
+    }
+
+    /// Whether another process wrote the entry.
+    pub(super) fn is_of_others(&self, entry: Sequence) -> bool {
+        self.ranges.first().is_none_or(|(from, _)| entry < *from)
     }
 
     /// The time of an entry, by the queue's clock.
     pub(super) fn to_queue(&self, entry: Sequence, wall: SystemTime) -> SystemTime {
         let range = self.ranges.iter().rev().find(|(from, _)| *from <= entry);
-        range.map_or(self.first, |(_, shift)| *shift).to_queue(wall)
-    }
-
-    fn last(&self) -> Shift {
-        self.ranges.last().map_or(self.first, |(_, shift)| *shift)
+        range.map_or(self.of_others, |(_, shift)| *shift).to_queue(wall)
     }
 }
 
@@ -107,10 +112,25 @@ mod tests {
         }
         shifts.forget_before(1);
         assert_eq!(shifts.to_queue(1, walls[1]), minute(1));
+        assert_eq!(shifts.ranges.len(), 2);
+        shifts.forget_before(5);
+        assert_eq!(shifts.to_queue(5, walls[2]), minute(2));
         assert_eq!(shifts.ranges.len(), 1);
-        shifts.forget_before(2);
-        assert_eq!(shifts.to_queue(2, walls[2]), minute(2));
-        assert_eq!(shifts.ranges, []);
+    }
+
+    #[test]
+    fn what_others_wrote_is_judged_by_the_clock_once_it_is_right() {
+        let right = UNIX_EPOCH + DAY * 20_000;
+        // It began a year ahead: by its own time it is a year later than it is.
+        let queue = right + DAY * 365;
+        let mut shifts = Shifts::new(Shift::between(queue, queue));
+        assert!(shifts.is_of_others(6));
+        shifts.note(7, Shift::between(queue, queue));
+        assert_eq!(queue.duration_since(shifts.to_queue(6, right)).expect("before"), DAY * 365);
+        shifts.set_others(Shift::between(right, queue));
+        assert_eq!(shifts.to_queue(6, right), queue, "it was collected just now");
+        assert_eq!(shifts.to_queue(7, queue), queue, "its own are what they were");
+        assert!(shifts.is_of_others(6) && !shifts.is_of_others(7));
     }
 
     #[test]
@@ -119,7 +139,7 @@ mod tests {
         for entry in 0..100 {
             shifts.note(entry, Shift(i64::try_from(entry).expect("few") % 7 - 3));
         }
-        assert_eq!(shifts.ranges, []);
+        assert_eq!(shifts.ranges.len(), 1);
     }
 
     #[test]

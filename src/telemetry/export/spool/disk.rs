@@ -254,11 +254,13 @@ impl Spool {
         Ok(())
     }
 
-    /// Gives up the oldest segment. Returns the points that were not loaded; those that were are not touched.
-    pub fn drop_oldest(&mut self) -> usize {
-        let points = self.segments.front().map_or(0, |segment| segment.unread.points);
+    /// Gives up the oldest segment. Returns the points that were not loaded, and before which entry nothing is on the
+    /// disk any more: those that were loaded are nowhere else now.
+    pub fn drop_oldest(&mut self) -> (usize, Sequence) {
+        let front = self.segments.front();
+        let dropped = front.map_or((0, 0), |segment| (segment.unread.points, segment.end));
         self.remove_front();
-        points
+        dropped
     }
 
     fn remove_front(&mut self) {

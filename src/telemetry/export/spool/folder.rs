@@ -1,6 +1,7 @@
 //! The spool's folder: whose it is, what lies in it, and how far it was sent.
 
 use super::entry::{Sequence, VERSION};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -75,6 +76,8 @@ const NEW: &str = "new";
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
+    /// Damaged segments, the oldest first.
+    aside: VecDeque<PathBuf>,
     _lock: File,
 }
 
@@ -93,7 +96,7 @@ impl Folder {
             Err(TryLockError::WouldBlock) => return Err(SpoolError::Busy(path.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io_error("written", &lock_path)(error)),
         }
-        let folder = Self { path: path.to_owned(), _lock: lock };
+        let folder = Self { path: path.to_owned(), aside: VecDeque::new(), _lock: lock };
         if !is_known {
             folder.replace(FORMAT, format!("esxi-otel-agent spool {VERSION}\n").as_bytes())?;
             let above = path.parent().unwrap_or(path);
@@ -111,7 +114,7 @@ impl Folder {
     }
 
     /// The segments in their order. Tidies up what was never finished, and old damaged ones.
-    pub(super) fn segments(&self) -> Result<Vec<(Sequence, PathBuf)>, SpoolError> {
+    pub(super) fn segments(&mut self) -> Result<Vec<(Sequence, PathBuf)>, SpoolError> {
         let (mut segments, mut damaged) = (vec![], vec![]);
         for file in fs::read_dir(&self.path).map_err(io_error("read", &self.path))? {
             let path = file.map_err(io_error("read", &self.path))?.path();
@@ -127,17 +130,26 @@ impl Folder {
         }
         segments.sort_unstable();
         damaged.sort_unstable();
-        for old in damaged.iter().rev().skip(KEPT_ASIDE) {
-            let _ = fs::remove_file(old);
-        }
+        self.aside = damaged.into();
+        self.tidy();
         Ok(segments)
     }
 
     /// Puts a segment aside, for whoever wants to look at it.
-    pub(super) fn put_aside(&self, segment: &Path) -> Result<PathBuf, SpoolError> {
+    pub(super) fn put_aside(&mut self, segment: &Path) -> Result<PathBuf, SpoolError> {
         let aside = segment.with_extension(DAMAGED);
         fs::rename(segment, &aside).map_err(io_error("written", segment))?;
+        self.aside.push_back(aside.clone());
+        self.tidy();
         Ok(aside)
+    }
+
+    /// Damaged segments are outside of all caps: only the newest are kept.
+    fn tidy(&mut self) {
+        let too_many = self.aside.len().saturating_sub(KEPT_ASIDE);
+        for old in self.aside.drain(..too_many) {
+            let _ = fs::remove_file(old);
+        }
     }
 
     /// Everything before this was sent, or given up. `None`: that is not known.

@@ -26,6 +26,9 @@ const REOPEN: Duration = Duration::from_secs(30);
 const REWRITE: Duration = Duration::from_secs(5);
 /// Pause between two cursors; what is sent again after a kill.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long after the start nothing goes for its age that another process wrote: the wall clock may be wrong until NTP
+/// has set it, and is not believed before.
+const SETTLING: Duration = Duration::from_secs(600);
 /// Pause between two looks at ages and caps when nothing happens.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -58,6 +61,7 @@ impl Keeper {
             rewrite: now,
             settle: now,
             damaged: 0,
+            settled: now + SETTLING,
         };
         queue.wait_for_disk();
         let subscriber = tracing::dispatcher::get_default(Clone::clone);
@@ -107,6 +111,8 @@ struct Work {
     rewrite: Instant,
     settle: Instant,
     damaged: u64,
+    /// When the wall clock is believed in.
+    settled: Instant,
 }
 
 impl Work {
@@ -156,6 +162,9 @@ impl Work {
 
     /// Returns whether there is more to do at once.
     fn work(&mut self) -> bool {
+        if self.is_settling() {
+            self.shifts.set_others(shift(&self.queue));
+        }
         let mut more = self.write(false);
         self.keep_caps();
         more |= self.load();
@@ -209,41 +218,49 @@ impl Work {
                 self.rewrite = now + REWRITE;
                 self.takes_entries = false;
                 self.complain(&error);
-                is_full(&error) && self.make_room()
+                is_full(&error) && self.make_room(all)
             }
         }
     }
 
     /// On a full disk the oldest go once memory is nearly full, too. Returns whether something went.
-    fn make_room(&mut self) -> bool {
-        let Some(spool) = self.spool.as_mut().filter(|spool| self.queue.is_crowded() && spool.bytes() > 0)
-        else {
+    /// At the end of the agent memory is as good as full: what stays there is lost.
+    fn make_room(&mut self, ends: bool) -> bool {
+        let is_needed = ends || self.queue.is_crowded();
+        let Some(spool) = self.spool.as_mut().filter(|spool| is_needed && spool.bytes() > 0) else {
             return false;
         };
-        let no_room = spool.drop_oldest();
+        let no_room = drop_oldest(spool, &self.queue);
         self.queue.drops.note(&self.stats, Dropped { no_room, ..Dropped::default() });
         self.rewrite = Instant::now();
         true
     }
 
+    fn is_settling(&self) -> bool {
+        Instant::now() < self.settled
+    }
+
     fn keep_caps(&mut self) {
+        let is_settling = self.is_settling();
         let Some(spool) = &mut self.spool else { return };
         let (config, now) = (&self.options.config, self.queue.now());
         let mut dropped = Dropped::default();
         while spool.bytes() > config.max_bytes {
-            dropped.no_room += spool.drop_oldest();
+            dropped.no_room += drop_oldest(spool, &self.queue);
         }
         let is_old = |(entry, at)| {
-            now.duration_since(self.shifts.to_queue(entry, at)).is_ok_and(|age| age > config.max_age)
+            let age = now.duration_since(self.shifts.to_queue(entry, at)).unwrap_or_default();
+            age > config.max_age && !(is_settling && self.shifts.is_of_others(entry))
         };
         while spool.has_unread() && spool.oldest_segment().is_some_and(is_old) {
-            dropped.too_old += spool.drop_oldest();
+            dropped.too_old += drop_oldest(spool, &self.queue);
         }
         self.queue.drops.note(&self.stats, dropped);
     }
 
     /// Reads on if there is little left of what was read. Returns whether something was read.
     fn load(&mut self) -> bool {
+        let is_settling = self.is_settling();
         let Some(spool) = &mut self.spool else { return false };
         let (size, _) = self.queue.ahead();
         if size > AHEAD / 2 || !spool.has_unread() {
@@ -255,6 +272,11 @@ impl Work {
             (Dropped { damaged: damaged_points, ..Dropped::default() }, self.queue.now());
         entries.retain_mut(|kept| {
             kept.collected = self.shifts.to_queue(kept.sequence, kept.collected);
+            if is_settling && self.shifts.is_of_others(kept.sequence) {
+                // In doubt it is young.
+                kept.collected =
+                    kept.collected.max(now.checked_sub(self.options.config.max_age / 2).unwrap_or(now));
+            }
             let age = now.duration_since(kept.collected).unwrap_or_default();
             if age > self.options.config.max_age {
                 dropped.too_old += kept.batch.points;
@@ -312,6 +334,12 @@ impl Work {
             tracing::info!("OTLP: the spool can be used again");
         }
     }
+}
+
+/// Gives up the oldest segment, with what was read of it. Returns the points.
+fn drop_oldest(spool: &mut Spool, queue: &Queue) -> usize {
+    let (unread, before) = spool.drop_oldest();
+    unread + queue.drop_read(before)
 }
 
 /// Of this moment.

@@ -174,6 +174,25 @@ async fn above_its_cap_the_oldest_segments_go_and_are_counted_exactly() {
 }
 
 #[tokio::test]
+async fn what_was_read_goes_with_its_segment_and_the_next_process_has_what_this_one_says() {
+    let mut story = Story::with(|config| config.max_bytes = 4_000);
+    // All of it is read ahead: there is room for it in memory.
+    for _ in 0..20 {
+        story.push(5);
+        story.written().await;
+    }
+    story.until("the cap", |load| load.spooled <= 4_000).await;
+    assert!(story.dropped("no_room") > 0.0);
+    let waiting = story.queue.load();
+    assert_eq!(waiting.volatile, 0);
+    let pushed: usize = (1..=100).sum();
+    assert_eq!(waiting.points as f64 + story.dropped("no_room"), pushed as f64, "counted exactly");
+    let story = story.again().await;
+    story.written().await;
+    assert_eq!(story.queue.load().points, waiting.points, "nothing was in memory alone");
+}
+
+#[tokio::test]
 async fn what_is_too_old_goes_and_a_clock_that_was_ahead_makes_nothing_old() {
     let mut story = Story::new();
     let (past, future) = (Duration::from_secs(100_000), Duration::from_secs(1_000_000));
@@ -198,6 +217,20 @@ async fn a_clock_that_was_wrong_when_the_agent_began_makes_nothing_old_for_the_n
     let age = load.oldest.and_then(|oldest| story.queue.now().duration_since(oldest).ok());
     assert!(age.is_some_and(|age| age < LIMIT * 2), "it was collected a moment ago: {age:?}");
     assert_eq!((story.drain().await, story.dropped("too_old")), (numbers(1..=3), 0.0));
+}
+
+#[tokio::test]
+async fn what_another_process_wrote_does_not_go_for_its_age_while_the_clock_may_still_be_set() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let batch = Batch { bytes: "request".into(), points: 7 };
+    let collected = SystemTime::now() - Duration::from_secs(30 * 86_400);
+    let mut spool = Spool::open(&folder.path().join("spool"), 1 << 30).expect("a folder");
+    spool.append([(&batch, collected)], false).expect("room");
+    drop(spool);
+    let story = Story::in_folder(folder, Duration::ZERO, |_| {});
+    story.until("opened", |load| load.points == 7).await;
+    story.flush().await;
+    assert_eq!((story.drain().await, story.dropped("too_old")), (vec![7], 0.0));
 }
 
 #[tokio::test]
