@@ -168,6 +168,8 @@ async fn a_management_address_is_the_address_and_the_join_goes_by_the_name() {
     // An answer without addresses, as between two readings of them, or of a host that is not connected.
     let inventory = lists.found(0, &[host("esx1.lab"), host("esx3")]).await;
     assert_eq!(addresses(&inventory), ["10.0.0.1"]);
+    let renamed = FoundHost { id: "host-esx1.lab".into(), ..host("esx1.other") };
+    assert_eq!(addresses(&*lists.found(0, &[renamed]).await), ["10.0.0.1"], "a renamed host is the same");
 }
 
 #[tokio::test]
@@ -389,6 +391,8 @@ async fn a_list_that_anybody_may_have_sent_is_nothing_without_a_list_of_who_may_
 
     let lists = Lists::of(&open).await;
     lists.failed(0).await;
+    let note = "inventory: vCenter vc1: HTTP 503; nobody of it is known until it answers";
+    assert_eq!(lists.watch.notes(), [note]);
     lists.failed(1).await;
     assert_eq!(addresses(&lists.inventory()), ["esx2"], "nor after a restart");
     assert_eq!(addresses(&*lists.found(0, &[host("esx1")]).await), ["esx1", "esx2"]);

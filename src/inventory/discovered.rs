@@ -113,6 +113,8 @@ pub(super) struct HostList {
     pub(super) discover: Discover,
     pub(super) hosts: Arc<[FoundHost]>,
     pub(super) is_verified: bool,
+    /// It was listed since the start.
+    pub(super) is_live: bool,
 }
 
 impl HostList {
@@ -155,13 +157,14 @@ impl HostList {
 }
 
 /// Puts in the management addresses that an answer does not have and an earlier one had: a host that lost
-/// its connection is still the same. Not by the identity alone: a vCenter that was set up anew gives the same ones to
-/// other hosts.
-pub(super) fn keep_addresses(hosts: &mut [FoundHost], before: &[FoundHost]) {
-    let known: BTreeMap<(&str, &str), IpAddr> =
-        before.iter().filter_map(|host| Some(((&*host.id, &*host.name), host.management_address?))).collect();
+/// its connection, or its name, is still the same. By its identity alone only within one run: a vCenter that was set up
+/// anew meanwhile gives the same ones to other hosts.
+pub(super) fn keep_addresses(hosts: &mut [FoundHost], before: &[FoundHost], is_live: bool) {
+    let known: BTreeMap<&str, (&str, IpAddr)> =
+        before.iter().filter_map(|host| Some((&*host.id, (&*host.name, host.management_address?)))).collect();
     for host in hosts.iter_mut().filter(|host| host.management_address.is_none()) {
-        host.management_address = known.get(&(&*host.id, &*host.name)).copied();
+        let known = known.get(&*host.id).filter(|(name, _)| is_live || **name == *host.name);
+        host.management_address = known.map(|(_, address)| *address);
     }
 }
 

@@ -55,7 +55,7 @@ impl Discovery {
             return self.stands(vcenter, why);
         }
         if self.0.listed_by(vcenter).is_none() {
-            keep_addresses(&mut found.hosts, &self.remembered(vcenter).await.hosts);
+            keep_addresses(&mut found.hosts, &self.remembered(vcenter).await.hosts, false);
         }
         let is_verified = found.is_verified;
         let (news, inventory) = self.0.accept_list(vcenter, found, true);

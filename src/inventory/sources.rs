@@ -153,7 +153,10 @@ impl Sources {
     pub(super) fn trouble(&self, origin: &Origin, why: String, patience: u32) {
         let mut inner = self.lock();
         let known = match origin {
-            Origin::Vcenter(_) => inner.lists.get(origin).map(|list| list.hosts.len()),
+            Origin::Vcenter(_) => {
+                let counts = |list: &&HostList| is_harmless(list, &inner.config);
+                inner.lists.get(origin).filter(counts).map(|list| list.hosts.len())
+            }
             _ => inner.rows.get(origin).map(|atlas| atlas.hosts.len() + atlas.vcenters.len()),
         };
         let state = inner.states.entry(origin.clone()).or_default();
@@ -207,8 +210,11 @@ impl Sources {
         let before = inner.lists.get(&origin);
         // A vCenter promises no order.
         hosts.sort_by(|a, b| a.id.cmp(&b.id));
-        keep_addresses(&mut hosts, before.map(|list| &*list.hosts).unwrap_or_default());
-        let list = HostList { vcenter: Arc::clone(vcenter), discover, hosts: hosts.into(), is_verified };
+        if let Some(before) = before {
+            keep_addresses(&mut hosts, &before.hosts, before.is_live);
+        }
+        let (vcenter, hosts) = (Arc::clone(vcenter), hosts.into());
+        let list = HostList { vcenter, discover, hosts, is_verified, is_live: live };
         if before == Some(&list) {
             return (None, self.inventory.borrow().clone());
         }
@@ -268,12 +274,11 @@ impl Sources {
             .collect();
         let is_ip = |host: &Host| host.endpoint.host.parse::<IpAddr>().is_ok();
         let has_ip_addresses = rows.iter().any(|rows| rows.hosts.iter().any(is_ip));
-        // The list may be from a time when something else than TLS kept the password from strangers.
-        let is_harmless = |list: &&HostList| list.is_verified || !inner.config.allow.is_everybody();
         let of_now = |list: &HostList| {
             Some(HostList { discover: inner.config.discover.of(&list.vcenter)?, ..list.clone() })
         };
-        let lists: Vec<HostList> = inner.lists.values().filter(is_harmless).filter_map(of_now).collect();
+        let lists: Vec<HostList> =
+            inner.lists.values().filter(|list| is_harmless(list, &inner.config)).filter_map(of_now).collect();
         let Merged { inventory, conflicts, skipped } = merge(&rows, &lists, inner.config.shard);
         inner.has_ip_addresses = has_ip_addresses;
         for conflict in conflicts {
@@ -320,6 +325,11 @@ impl Sources {
             self.stats.unset(&LISTED, &attributes.with("kind", kind));
         }
     }
+}
+
+/// Whether a list counts: it may be from a time when something else than TLS kept the password from strangers.
+fn is_harmless(list: &HostList, config: &InventoryConfig) -> bool {
+    list.is_verified || !config.allow.is_everybody()
 }
 
 /// The targets that stand in the configuration.

@@ -2,7 +2,7 @@
 
 use crate::inventory::{Inventory, Vcenter};
 use crate::target::TargetId;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
@@ -11,8 +11,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-/// Pause before a task is begun again that has ended by itself.
+/// Pause before a task is begun again that has ended by itself; doubles up to [`LONGEST_AGAIN`], since each may leave a
+/// session behind.
 const AGAIN: Duration = Duration::from_secs(60);
+const LONGEST_AGAIN: Duration = Duration::from_secs(3600);
 
 /// What has a say in whose tasks there are.
 pub(super) struct Signals<Setup> {
@@ -44,13 +46,13 @@ pub(super) async fn keep_one_each<Setup, Task: Future<Output = ()> + Send + 'sta
     let mut running: HashMap<TargetId, Running> = HashMap::new();
     // A vCenter whose labels have changed is asked anew when its old session has ended, not before.
     let mut turns: HashMap<TargetId, Arc<AsyncMutex<()>>> = HashMap::new();
-    let mut has_failed: HashSet<TargetId> = HashSet::new();
+    let mut pauses: HashMap<TargetId, Duration> = HashMap::new();
     loop {
         setup.mark_unchanged();
         let present = Arc::clone(&inventory.borrow_and_update());
         let wanted: HashMap<TargetId, Arc<Vcenter>> =
             wanted(&present).into_iter().map(|vcenter| (vcenter.id(), vcenter)).collect();
-        has_failed.retain(|id| wanted.contains_key(id));
+        pauses.retain(|id, _| wanted.contains_key(id));
         running.retain(|id, Running { vcenter, stop, .. }| {
             let stays = wanted.get(id).is_some_and(|wanted| wanted == vcenter);
             if !stays {
@@ -63,7 +65,7 @@ pub(super) async fn keep_one_each<Setup, Task: Future<Output = ()> + Send + 'sta
             running.entry(id.clone()).or_insert_with(|| {
                 let (stop, now) = (cancel.child_token(), Arc::new(Notify::new()));
                 let turn = Arc::clone(turns.entry(id.clone()).or_default());
-                let pause = if has_failed.remove(&id) { AGAIN } else { Duration::ZERO };
+                let pause = pauses.get(&id).copied().unwrap_or_default();
                 let task = begin(Arc::clone(&vcenter), Arc::clone(&now), stop.clone());
                 let stopped = stop.clone();
                 let in_turn = async move {
@@ -81,14 +83,23 @@ pub(super) async fn keep_one_each<Setup, Task: Future<Output = ()> + Send + 'sta
             changed = inventory.changed() => if changed.is_err() { cancel.cancelled().await },
             Ok(()) = setup.changed() => {}
             () = now.notified() => running.values().for_each(|task| task.now.notify_one()),
-            Some(ended) = tasks.join_next_with_id() => has_failed.extend(unasked(&mut running, ended)),
+            Some(ended) = tasks.join_next_with_id() => {
+                if let Some((id, why)) = unasked(&mut running, ended) {
+                    let pause = pauses.get(&id).map_or(AGAIN, |last| (*last * 2).min(LONGEST_AGAIN));
+                    tracing::error!("{id} is asked again in {} s, please report this: {why}", pause.as_secs());
+                    pauses.insert(id, pause);
+                }
+            }
         }
     }
     while tasks.join_next().await.is_some() {}
 }
 
-/// Whose task that was, if nobody had told it to end.
-fn unasked(running: &mut HashMap<TargetId, Running>, ended: Result<(Id, ()), JoinError>) -> Option<TargetId> {
+/// Whose task that was, if nobody had told it to end, and why it has.
+fn unasked(
+    running: &mut HashMap<TargetId, Running>,
+    ended: Result<(Id, ()), JoinError>,
+) -> Option<(TargetId, String)> {
     let (task, why) = match ended {
         Ok((task, ())) => (task, "it has ended".to_owned()),
         Err(error) => (error.id(), error.to_string()),
@@ -96,8 +107,7 @@ fn unasked(running: &mut HashMap<TargetId, Running>, ended: Result<(Id, ()), Joi
     let (id, _) = running.iter().find(|(_, of)| of.task == task && !of.stop.is_cancelled())?;
     let id = id.clone();
     running.remove(&id);
-    tracing::error!("{id} is asked again in {} s, please report this: {why}", AGAIN.as_secs());
-    Some(id)
+    Some((id, why))
 }
 
 #[cfg(test)]
@@ -132,6 +142,8 @@ mod tests {
         let keeping = tokio::spawn(keep_one_each(signals, |present| present.vcenters.clone(), begin));
         sleep(AGAIN / 2).await;
         assert_eq!(ill.load(Ordering::Relaxed), 1, "not in a tight loop");
+        sleep(AGAIN * 2).await;
+        assert_eq!(ill.load(Ordering::Relaxed), 2, "and more seldom each time");
         sleep(AGAIN * 10).await;
         assert_eq!((ill.load(Ordering::Relaxed), well.load(Ordering::Relaxed)), (3, 1));
         cancel.cancel();

@@ -28,6 +28,8 @@ const DELAY: Duration = Duration::from_secs(1);
 /// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Tries of a single item of which a Collector says that it is too much.
+const ALONE: u32 = 3;
 /// Pause while the agent ends: there is no time left for more.
 const CLOSING_PAUSE: Duration = Duration::from_millis(200);
 /// What the limit of a call does not cover: the wait for a connection.
@@ -148,6 +150,8 @@ pub(super) struct Postman<P: Post> {
     pause: Duration,
     /// Items of one request: fewer than [`AT_ONCE`] where those were too large for the Collector.
     portion: usize,
+    /// How often in a row a single item was said to be too much.
+    alone: u32,
     complaints: Complaints,
 }
 
@@ -164,8 +168,20 @@ impl<P: Post> Postman<P> {
     ) -> Result<Self, TelemetryError> {
         let at = destination.borrow_and_update().clone();
         let (post, addresses, build) = (build(&at)?, Addresses::of(&at.peer), Box::new(build));
-        let (pause, portion, complaints) = (SHORTEST_PAUSE, AT_ONCE, Complaints::default());
-        Ok(Self { outbox, destination, build, post, at, addresses, presence, pause, portion, complaints })
+        let (pause, portion, alone, complaints) = (SHORTEST_PAUSE, AT_ONCE, 0, Complaints::default());
+        Ok(Self {
+            outbox,
+            destination,
+            build,
+            post,
+            at,
+            addresses,
+            presence,
+            pause,
+            portion,
+            alone,
+            complaints,
+        })
     }
 
     /// Sends until `closing` says so and nothing waits any more. To be dropped when there is no time left.
@@ -215,34 +231,50 @@ impl<P: Post> Postman<P> {
                 self.answered();
                 self.outbox.count("exported", items);
                 self.portion = (self.portion + self.portion / 8 + 1).min(AT_ONCE);
+                self.alone = 0;
                 return None;
             }
             Err(error) => error,
         };
-        if signals::may_be_too_large(&error) && items > 1 {
+        let is_too_much = signals::is_too_much(&error);
+        if is_too_much && items > 1 {
             self.answered();
             self.outbox.put_back(portion);
             self.portion = items / 2;
-            // It may also be a quota.
             return Some(SHORTEST_PAUSE);
         }
-        if signals::is_passing(&error) {
+        self.alone = if is_too_much { self.alone + 1 } else { 0 };
+        // It may also be a quota: that passes, and nothing is sent meanwhile.
+        if signals::is_passing(&error) || is_too_much && self.alone < ALONE {
             self.presence.is_lost(P::SIGNAL, self.at.peer.name(), &signals::explain(&error));
             self.outbox.put_back(portion);
             // A connection into a black hole would be used until TCP gives it up, after minutes.
             self.connect_anew(self.at.clone());
-            // Jitter, so that many agents do not come back to a Collector at one moment.
-            let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-            return Some(pause);
+            return Some(self.next_pause());
+        }
+        if is_too_much {
+            self.alone = 0;
+            self.refused(items, &error);
+            return Some(self.next_pause());
         }
         self.answered();
+        self.refused(items, &error);
+        None
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        // Jitter, so that many agents do not come back to a Collector at one moment.
+        let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        pause
+    }
+
+    fn refused(&mut self, items: usize, error: &OTelSdkError) {
         self.outbox.count("dropped", items);
-        let complaint = format!("{} are refused: {}", P::SIGNAL.items(), signals::explain(&error));
+        let complaint = format!("{} are refused: {}", P::SIGNAL.items(), signals::explain(error));
         if self.complaints.is_news(&complaint) {
             self.presence.say(|| tracing::warn!("OTLP: {complaint}"));
         }
-        None
     }
 
     fn connect_anew(&mut self, to: Destination) {

@@ -19,6 +19,7 @@ static ITEMS: MetricDef = MetricDef {
 struct Flaky {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
+    exhausted: Arc<AtomicBool>,
     /// Most items of one request; 0: any number. And an item that is too large by itself.
     most: Arc<AtomicUsize>,
     monster: Option<usize>,
@@ -47,6 +48,9 @@ impl Post for Flaky {
         }
         if self.refuses.load(Ordering::Relaxed) {
             return Err(error("InvalidArgument"));
+        }
+        if self.exhausted.load(Ordering::Relaxed) {
+            return Err(error("ResourceExhausted"));
         }
         let most = self.most.load(Ordering::Relaxed);
         if most > 0 && items.len() > most || self.monster.is_some_and(|monster| items.contains(&monster)) {
@@ -217,6 +221,21 @@ async fn a_collector_that_takes_small_messages_gets_small_ones_and_all_of_it() {
     let tries = story.flaky.tries.load(Ordering::Relaxed);
     assert!(tries < 60, "that it is small is remembered: {tries}");
     assert!(!story.presence.is_away());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_is_out_of_quota_for_minutes_is_left_alone_and_nearly_nothing_is_lost() {
+    let story = story(10_000);
+    story.flaky.exhausted.store(true, Ordering::Relaxed);
+    story.push(0..2_000);
+    sleep(Duration::from_secs(600)).await;
+    let tries = story.flaky.tries.load(Ordering::Relaxed);
+    assert!(tries < 60, "{tries}");
+    assert!(story.presence.is_away(), "another one may be there");
+    let dropped = story.counted("dropped");
+    assert!(dropped < 15.0, "{dropped}");
+    story.flaky.exhausted.store(false, Ordering::Relaxed);
+    assert_eq!(story.taken_are(2_000 - dropped as usize).await.len(), 2_000 - dropped as usize);
 }
 
 #[tokio::test(start_paused = true)]

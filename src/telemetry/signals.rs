@@ -39,9 +39,9 @@ pub(super) fn is_passing(error: &OTelSdkError) -> bool {
     }
 }
 
-/// Whether fewer at a time may succeed. Servers made with tonic say OUT_OF_RANGE where others say RESOURCE_EXHAUSTED;
-/// that it is the size is in a message that the SDK keeps to itself.
-pub(super) fn may_be_too_large(error: &OTelSdkError) -> bool {
+/// Whether fewer at a time may succeed, or the same later. Servers made with tonic say OUT_OF_RANGE where others say
+/// RESOURCE_EXHAUSTED, which may mean a quota, too: what it is stands in a message that the SDK keeps to itself.
+pub(super) fn is_too_much(error: &OTelSdkError) -> bool {
     const CODES: [&str; 2] = ["ResourceExhausted", "OutOfRange"];
     grpc(error).is_some_and(|text| CODES.contains(&text))
 }

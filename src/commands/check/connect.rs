@@ -43,6 +43,11 @@ pub(super) async fn connect(
     let stats = Stats::new();
     let access = agent::access(config, &stats).await;
     let known = Arc::clone(&watch.subscribe().borrow());
+    if let (_, Some(nobody)) = named_hosts(&known, only)
+        && !watch.discovery().is_on()
+    {
+        return Err(VerbError::NoSuchTarget(nobody));
+    }
     let vcenters = if config.overall_state.is_some() { named_vcenters(&known, only) } else { Vec::new() };
 
     let host_keys = HostKeys::load(&config.ssh, Arc::clone(&stats)).map_err(StartError::from)?;
@@ -61,9 +66,9 @@ pub(super) async fn connect(
     let polls = vcenters.iter().map(|vcenter| checker.vcenter(&config.vcenter, &vcenter_collectors, vcenter));
     let vcenters = futures::future::join_all(polls).await;
     let inventory = discovered(config, watch, &checker, &vcenters).await;
-    let hosts = named_hosts(&inventory, only)?;
+    let (hosts, nobody) = named_hosts(&inventory, only);
     let host_collectors = collectors::host_collectors(config);
-    let hosts = if host_collectors.is_empty() { Vec::new() } else { hosts };
+    let hosts = if host_collectors.is_empty() || nobody.is_some() { Vec::new() } else { hosts };
     checker.progress.inc_length(hosts.len() as u64);
     let most = config.critical_service.as_ref().map_or(1, |critical| critical.max_in_flight);
     let visits = hosts.iter().map(|host| checker.host(&host_collectors, host));
@@ -71,6 +76,9 @@ pub(super) async fn connect(
     checker.progress.finish_and_clear();
     // A login whose verdict is not written down counts as lost.
     checker.access.guard.flush().await;
+    if let Some(nobody) = nobody {
+        return Err(VerbError::NoSuchTarget(nobody));
+    }
     Ok(Connections { hosts, vcenters })
 }
 
@@ -123,20 +131,15 @@ fn named_vcenters(inventory: &Inventory, only: &[String]) -> Vec<Arc<Vcenter>> {
     all.filter(|vcenter| is_named(only, &vcenter.address, &vcenter.endpoint.host)).cloned().collect()
 }
 
-/// The hosts that are named, or all.
-///
-/// # Errors
-/// When a name is nobody's.
-fn named_hosts(inventory: &Inventory, only: &[String]) -> Result<Vec<Arc<Host>>, VerbError> {
+/// The hosts that are named, or all; and a name that is nobody's, neither a host's nor a vCenter's.
+fn named_hosts(inventory: &Inventory, only: &[String]) -> (Vec<Arc<Host>>, Option<String>) {
     let exists = |name: &&String| {
         inventory.hosts.iter().any(|host| is(name, &host.address, &host.endpoint.host))
             || inventory.vcenters.iter().any(|vcenter| is(name, &vcenter.address, &vcenter.endpoint.host))
     };
-    if let Some(nobody) = only.iter().find(|name| !exists(name)) {
-        return Err(VerbError::NoSuchTarget(nobody.clone()));
-    }
     let all = inventory.hosts.iter();
-    Ok(all.filter(|host| is_named(only, &host.address, &host.endpoint.host)).cloned().collect())
+    let hosts = all.filter(|host| is_named(only, &host.address, &host.endpoint.host)).cloned().collect();
+    (hosts, only.iter().find(|name| !exists(name)).cloned())
 }
 
 impl Checker {

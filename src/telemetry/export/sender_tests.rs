@@ -240,7 +240,7 @@ async fn a_proxy_whose_collector_is_away_is_no_collector_that_refuses() {
         proxy(Code::Internal, "Error decompressing: corrupt, while receiving response with status: 200 OK"),
         proxy(
             Code::OutOfRange,
-            "Error, decoded message length too large: found 9, the limit is: 65543 bytes",
+            "Error, decoded message length too large: found 9, the limit is: 4194311 bytes",
         ),
     ]);
     let counted = send(&collector, &[&["a"], &["b"]]).await;

@@ -23,9 +23,9 @@ const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/E
 
 /// What tonic says of an answer with the status OK and no message.
 const NO_ANSWER: &str = "Missing response message.";
-/// Largest answer that is read, bytes: a Collector says a sentence at most. Another number than the usual limits of
-/// servers, so that gRPC's complaint about it is not taken for theirs.
-pub(super) const LARGEST_ANSWER: usize = (64 << 10) + 7;
+/// Largest answer that is read, bytes. Another number than the usual limits of servers, so that gRPC's complaint about
+/// it is not taken for theirs.
+pub(super) const LARGEST_ANSWER: usize = (4 << 20) + 7;
 
 /// Why a call brought nothing.
 #[derive(Debug)]

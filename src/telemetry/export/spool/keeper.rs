@@ -218,16 +218,16 @@ impl Work {
                 self.rewrite = now + REWRITE;
                 self.takes_entries = false;
                 self.complain(&error);
-                is_full(&error) && self.make_room(all)
+                is_full(&error) && self.make_room()
             }
         }
     }
 
     /// On a full disk the oldest go once memory is nearly full, too. Returns whether something went.
-    /// At the end of the agent memory is as good as full: what stays there is lost.
-    fn make_room(&mut self, ends: bool) -> bool {
-        let is_needed = ends || self.queue.is_crowded();
-        let Some(spool) = self.spool.as_mut().filter(|spool| is_needed && spool.bytes() > 0) else {
+    /// Not at the end of the agent: what would be given up then is far more than what memory still holds.
+    fn make_room(&mut self) -> bool {
+        let Some(spool) = self.spool.as_mut().filter(|spool| self.queue.is_crowded() && spool.bytes() > 0)
+        else {
             return false;
         };
         let no_room = drop_oldest(spool, &self.queue);
