@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info};
 
 /// Least time between the beginnings of two hurried reads of one vCenter: what comes meanwhile is read
@@ -29,8 +29,8 @@ const MOST_HOSTS: usize = 200;
 /// Pause after a wait that broke off, at first and at the most.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Pause between two waits: a server that does not wait, or has something to say all the time, is not asked in a tight
-/// loop.
+/// Least time between the beginnings of two waits: a server that does not wait, or has something to say all the time, is
+/// not asked in a tight loop.
 const BREATH: Duration = Duration::from_millis(100);
 
 /// What became of the waits for hints.
@@ -207,6 +207,7 @@ async fn heed(
     pause: &mut Duration,
 ) -> bool {
     loop {
+        let asked = Instant::now();
         let answer = tokio::select! {
             is_closed = is_over(live, sessions) => {
                 if is_closed {
@@ -221,7 +222,7 @@ async fn heed(
                 *pause = PAUSES.0;
                 count(stats, if hint == Hint::Nothing { "idle" } else { "received" });
                 wishes.add(hint);
-                sleep(BREATH).await;
+                sleep_until(asked + BREATH).await;
             }
             // Whether the session or the listener alone is gone shows when it is made anew.
             Err(error) if error.session_is_gone() => return false,
