@@ -151,6 +151,20 @@ async fn rows_that_can_not_be_used_are_told_by_check() {
 }
 
 #[tokio::test]
+async fn a_source_that_is_away_is_told_by_check_in_its_exit_code_too() {
+    let folder = folder();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = fs::read_to_string(folder.path().join("good.yaml")).unwrap();
+    let server = format!("inventory: {{http_sd: {{url: 'http://{nobody}/'}}, ");
+    fs::write(folder.path().join("away.yaml"), config.replace("inventory: {", &server)).unwrap();
+    let told = output(&mut program(folder.path(), "check --config away.yaml")).await;
+    assert_eq!(told.status.code(), Some(1));
+    let told = text(&told.stdout);
+    assert!(told.contains(&format!("note: inventory: http_sd http://{nobody}/: ")), "{told}");
+    assert!(told.contains("nobody of it is known until it answers"), "{told}");
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named() {
     let folder = folder();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -193,7 +193,7 @@ impl<'a> Reloader<'a> {
         watch::count(&self.stats, Outcome::Applied);
         info!(
             name: "esxi.agent.config_applied", target: events::TARGET,
-            changed = sections.join(", "),
+            changed = (!sections.is_empty()).then(|| sections.join(", ")),
             files = (!files.is_empty()).then(|| files.join(", ")),
             "configuration taken over"
         );

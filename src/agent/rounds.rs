@@ -107,9 +107,10 @@ impl Rounds {
             let (asked, visits) = (asked.borrow(), kinds_asked(config).0);
             let lists = |vcenter: &Arc<_>| visits && discovery.of(vcenter).is_some();
             let is_listed = asked.vcenters_of_all_shards().iter().any(lists);
-            asked.hosts.is_empty() && asked.vcenters.is_empty() && !is_listed
+            let is_known = inventory.sources_in_trouble() == 0;
+            asked.hosts.is_empty() && asked.vcenters.is_empty() && !is_listed && is_known
         };
-        // A shard of a small fleet may be empty, and ready without any result.
+        // A shard of a small fleet may be empty, and ready without any result. Not so one whose source is away.
         let (first, first_result) = watch::channel(nobody);
 
         let connector = Connector::new(

@@ -95,7 +95,8 @@ pub async fn check(
         }
     };
     let _ = output::print(text)?;
-    Ok(ExitCode::SUCCESS)
+    // As `once` does: a pipeline that asks must not let an inventory pass that nobody has seen.
+    Ok(if watch.sources_in_trouble() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn connected(

@@ -232,6 +232,7 @@ impl<P: Post> Postman<P> {
                 self.outbox.count("exported", items);
                 self.portion = (self.portion + self.portion / 8 + 1).min(AT_ONCE);
                 self.alone = 0;
+                self.complaints.is_over();
                 return None;
             }
             Err(error) => error,
@@ -257,8 +258,13 @@ impl<P: Post> Postman<P> {
             self.refused(items, &error);
             return Some(self.next_pause());
         }
-        self.answered();
         self.refused(items, &error);
+        if signals::is_about_everything(&error) {
+            // What waits is not to follow it at once: somebody may mend that. Metrics may well be taken there, so
+            // that is no reason to go elsewhere.
+            return Some(self.next_pause());
+        }
+        self.answered();
         None
     }
 
@@ -271,7 +277,7 @@ impl<P: Post> Postman<P> {
 
     fn refused(&mut self, items: usize, error: &OTelSdkError) {
         self.outbox.count("dropped", items);
-        let complaint = format!("{} are refused: {}", P::SIGNAL.items(), signals::explain(error));
+        let complaint = format!("{} are refused and lost: {}", P::SIGNAL.items(), signals::explain(error));
         if self.complaints.is_news(&complaint) {
             self.presence.say(|| tracing::warn!("OTLP: {complaint}"));
         }

@@ -1,5 +1,6 @@
 //! What spans and log records have in common: they are sent by the SDK's exporters, and fail in their words.
 
+use super::export::peer::with_hint;
 use super::export::transport::Destination;
 use crate::config::Compression;
 use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
@@ -39,6 +40,12 @@ pub(super) fn is_passing(error: &OTelSdkError) -> bool {
     }
 }
 
+/// Whether it is said of the sender or the service, and not of what was sent.
+pub(super) fn is_about_everything(error: &OTelSdkError) -> bool {
+    const CODES: [&str; 3] = ["Unauthenticated", "PermissionDenied", "Unimplemented"];
+    grpc(error).is_some_and(|text| CODES.contains(&text))
+}
+
 /// Whether fewer at a time may succeed, or the same later. Servers made with tonic say OUT_OF_RANGE where others say
 /// RESOURCE_EXHAUSTED, which may mean a quota, too: what it is stands in a message that the SDK keeps to itself.
 pub(super) fn is_too_much(error: &OTelSdkError) -> bool {
@@ -50,7 +57,7 @@ pub(super) fn is_too_much(error: &OTelSdkError) -> bool {
 pub(super) fn explain(error: &OTelSdkError) -> String {
     match error {
         OTelSdkError::Timeout(limit) => format!("no answer within {limit:?}"),
-        _ => grpc(error).map_or_else(|| error.to_string(), str::to_owned),
+        _ => with_hint(grpc(error).map_or_else(|| error.to_string(), str::to_owned)),
     }
 }
 

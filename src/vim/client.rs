@@ -237,7 +237,10 @@ impl VimClient {
             if let Err(error) = self.steps.timed("logout", ended).await
                 && !error.session_is_gone()
             {
-                tracing::debug!(vcenter = %self.vcenter.address, "no logout: {error}");
+                tracing::warn!(
+                    vcenter = %self.vcenter.address,
+                    "no logout, the session stays until the vCenter's idle limit: {error}"
+                );
             }
         }
         self.session = Session::None;

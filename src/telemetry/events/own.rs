@@ -14,7 +14,7 @@ const POINTS: &str = "esxi.agent.export.points";
 #[cfg(test)]
 pub(super) const METRICS: &[&str] = &[CLOSED, USABLE, POINTS];
 
-/// Shortest pause between two lines about points that are dropped: while a Collector is away they are dropped
+/// Shortest pause between two lines about points that are lost in one way: while a Collector is away they are dropped
 /// all the time.
 const DROPS: Duration = Duration::from_secs(600);
 
@@ -23,8 +23,27 @@ const DROPS: Duration = Duration::from_secs(600);
 pub(super) struct Own {
     closed: f64,
     unusable: bool,
-    dropped: f64,
-    told_of_drops: Option<Instant>,
+    dropped: Losses,
+    rejected: Losses,
+}
+
+/// Points that were lost in one way.
+#[derive(Debug, Default)]
+struct Losses {
+    known: f64,
+    told: Option<Instant>,
+}
+
+impl Losses {
+    /// How many there are to be told, of so many in all.
+    fn news(&mut self, points: f64, now: Instant) -> Option<f64> {
+        let may_tell = self.told.is_none_or(|told| now >= told + DROPS);
+        let more = points - self.known;
+        (more > 0.0 && may_tell).then(|| {
+            (self.known, self.told) = (points, Some(now));
+            more
+        })
+    }
 }
 
 impl Own {
@@ -63,14 +82,15 @@ impl Own {
         }
         self.unusable = unusable;
 
-        let dropped = value(POINTS, Some(("outcome", "dropped"))).unwrap_or_default();
-        let may_tell = self.told_of_drops.is_none_or(|told| now >= told + DROPS);
-        if dropped > self.dropped && may_tell {
-            let points = dropped - self.dropped;
-            let body = format!("{points} points were dropped, since the Collector did not take them in time");
-            tell(&POINTS_DROPPED, false, body, Some(("points", points.to_string())));
-            self.dropped = dropped;
-            self.told_of_drops = Some(now);
+        for (losses, outcome, how) in [
+            (&mut self.dropped, "dropped", "were dropped, since the Collector did not take them in time"),
+            (&mut self.rejected, "rejected", "were lost, since the Collector refused them"),
+        ] {
+            let all = value(POINTS, Some(("outcome", outcome))).unwrap_or_default();
+            if let Some(points) = losses.news(all, now) {
+                let body = format!("{points} points {how}");
+                tell(&POINTS_DROPPED, false, body, Some(("points", points.to_string())));
+            }
         }
         if lost > 0 {
             let body = format!("{lost} changes could not be told, since too many happened at once");

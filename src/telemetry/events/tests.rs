@@ -251,6 +251,8 @@ async fn what_happens_to_the_agent_itself_is_told_once() {
     stats.set(&CLOSED, Attributes::new([("kind", "credential")]), 0.0);
     stats.add(&POINTS, Attributes::new([("outcome", "dropped")]), 70.0);
     assert_eq!(look(&stats), ["esxi.agent.guard_opened"], "that points are dropped was told a moment ago");
+    stats.add(&POINTS, Attributes::new([("outcome", "rejected")]), 7.0);
+    assert_eq!(look(&stats), ["esxi.agent.points_dropped"], "that they are refused is something else");
     tokio::time::advance(Duration::from_secs(3600)).await;
     assert_eq!(look(&stats), ["esxi.agent.points_dropped"]);
 }

@@ -180,16 +180,42 @@ const COMPLAINTS: Duration = Duration::from_secs(60);
 
 /// What of a Collector's answers is told: the same one is not repeated with each request.
 #[derive(Debug, Default)]
-pub struct Complaints(Option<(String, Instant)>);
+pub struct Complaints {
+    last: Option<(String, Instant)>,
+    is_over: bool,
+}
 
 impl Complaints {
     /// Whether this has to be told.
     pub fn is_news(&mut self, complaint: &str) -> bool {
-        let is_news = self.0.as_ref().is_none_or(|(last, at)| last != complaint && at.elapsed() > COMPLAINTS);
+        let is_new =
+            |(last, at): &(String, Instant)| (self.is_over || last != complaint) && at.elapsed() > COMPLAINTS;
+        let is_news = self.last.as_ref().is_none_or(is_new);
         if is_news {
-            self.0 = Some((complaint.to_owned(), Instant::now()));
+            *self = Self { last: Some((complaint.to_owned(), Instant::now())), is_over: false };
         }
         is_news
+    }
+
+    /// All was well since: the same is news again.
+    pub fn is_over(&mut self) {
+        self.is_over = true;
+    }
+}
+
+/// A failure in gRPC's words, with what it usually means.
+pub fn with_hint(failure: String) -> String {
+    const HINTS: [(&str, &str); 3] = [
+        (
+            "frame with invalid size",
+            "something else than OTLP over gRPC answers there: its usual port is 4317, and with TLS it is https://",
+        ),
+        ("InvalidContentType", "no TLS is spoken there: is it http:// instead of https://?"),
+        ("NoApplicationProtocol", "that TLS server has no HTTP/2, so it is no OTLP over gRPC"),
+    ];
+    match HINTS.iter().find(|(words, _)| failure.contains(words)) {
+        Some((_, hint)) => format!("{failure} ({hint})"),
+        None => failure,
     }
 }
 
@@ -236,6 +262,8 @@ struct State {
 #[derive(Debug)]
 struct Absence {
     since: Instant,
+    /// The reasons that were told.
+    reasons: Complaints,
     /// Those that found out. The success of another one proves nothing: a Collector may well take metrics
     /// and no traces, and that is no coming and going.
     of: Vec<Signal>,
@@ -289,10 +317,22 @@ impl Presence {
             return;
         }
         match &mut state.absence {
-            Some(absence) if absence.of.contains(&signal) => {}
-            Some(absence) => absence.of.push(signal),
+            Some(absence) => {
+                if !absence.of.contains(&signal) {
+                    absence.of.push(signal);
+                }
+                let is_news = absence.reasons.is_news(why);
+                drop(state);
+                if is_news {
+                    self.say(|| {
+                        tracing::warn!("OTLP: {peer} still takes nothing, now for another reason: {why}")
+                    });
+                }
+            }
             None => {
-                state.absence = Some(Absence { since: Instant::now(), of: vec![signal] });
+                let mut reasons = Complaints::default();
+                reasons.is_news(why);
+                state.absence = Some(Absence { since: Instant::now(), reasons, of: vec![signal] });
                 drop(state);
                 self.say(|| tracing::warn!("OTLP: {peer} takes nothing for now, it is tried again: {why}"));
                 self.lost.notify_one();
@@ -326,6 +366,29 @@ impl Presence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_complaint_is_told_once_and_again_after_all_was_well() {
+        let mut complaints = Complaints::default();
+        assert!(complaints.is_news("a"));
+        tokio::time::advance(COMPLAINTS * 10).await;
+        assert!(!complaints.is_news("a"));
+        complaints.is_over();
+        assert!(complaints.is_news("a"));
+        assert!(!complaints.is_news("b"), "not more than one a minute");
+        tokio::time::advance(COMPLAINTS * 2).await;
+        assert!(complaints.is_news("b"));
+    }
+
+    #[test]
+    fn what_gets_no_sense_out_of_the_peer_says_what_that_may_be() {
+        let text = with_hint("Internal: transport error: frame with invalid size".to_owned());
+        assert!(text.contains("its usual port is 4317"), "{text}");
+        assert_eq!(
+            with_hint("Unavailable: connection refused".to_owned()),
+            "Unavailable: connection refused"
+        );
+    }
 
     #[test]
     fn an_address_is_shown_without_the_user() {

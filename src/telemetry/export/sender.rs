@@ -2,7 +2,7 @@
 //! specification for what may be tried again.
 
 use super::encode::Batch;
-use super::peer::{Complaints, Presence, Signal};
+use super::peer::{Complaints, Presence, Signal, with_hint};
 use super::queue::{Queue, Ticket};
 use super::split::{describe, halve};
 use super::transport::{CallError, LARGEST_ANSWER, Transport};
@@ -135,19 +135,29 @@ impl<T: Transport> Sender<T> {
             self.presence.is_lost(Signal::Metrics, self.transport.peer(), &explain(&error));
             return Some(self.next_pause(asked));
         }
-        self.answered();
         match verdict {
-            Verdict::Halve => self.halve(ticket, &batch, &error),
+            Verdict::Halve => {
+                self.answered();
+                self.halve(ticket, &batch, &error);
+                return None;
+            }
             Verdict::Compression if self.compression != Compression::None => {
                 self.compression = simpler(self.compression);
+                return None;
             }
-            _ => {
-                // With none left to try, it was not the compression that is not known there.
-                self.compression = self.configured;
-                self.settle(ticket, 0, batch.points);
-                self.complain(format!("requests are refused: {}", explain(&error)));
-            }
+            _ => {}
         }
+        // With none left to try, it was not the compression that is not known there.
+        self.compression = self.configured;
+        self.settle(ticket, 0, batch.points);
+        self.complain(format!("requests are refused, and their points are lost: {}", explain(&error)));
+        if is_about_everything(&error) {
+            // This request must not be sent again, says the specification. What waits behind it is not to follow it
+            // at once: somebody may mend that, or another Collector take it.
+            self.presence.is_lost(Signal::Metrics, self.transport.peer(), &explain(&error));
+            return Some(self.next_pause(None));
+        }
+        self.answered();
         None
     }
 
@@ -172,6 +182,9 @@ impl<T: Transport> Sender<T> {
         let rejected = partial.as_ref().map_or(0, |partial| partial.rejected_data_points);
         let rejected = usize::try_from(rejected).unwrap_or(0).min(batch.points);
         self.settle(ticket, batch.points - rejected, rejected);
+        if rejected == 0 {
+            self.complaints.is_over();
+        }
         // The specification allows a message without a rejection: a warning.
         if let Some(partial) = partial.filter(|partial| rejected > 0 || !partial.error_message.is_empty()) {
             self.complain(format!("points are rejected: {}", one_line(&partial.error_message)));
@@ -251,6 +264,13 @@ fn judge(error: &CallError, size: usize) -> Verdict {
     }
 }
 
+/// Whether it is said of the sender or the service, and not of what was sent: a token that has expired, a Collector
+/// without a pipeline for metrics.
+fn is_about_everything(error: &CallError) -> bool {
+    let CallError::Status(status) = error else { return false };
+    matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented)
+}
+
 /// tonic's own words for an answer that is none of gRPC, or is cut off: they have no source, as the Collector's have none.
 fn is_of_http(status: &Status) -> bool {
     const WORDS: [&str; 5] = [
@@ -278,7 +298,7 @@ fn explain(error: &CallError) -> String {
                 Some(source) => chain(source),
                 None => status.message().to_owned(),
             };
-            format!("{:?}: {}", status.code(), one_line(&why))
+            with_hint(format!("{:?}: {}", status.code(), one_line(&why)))
         }
     }
 }

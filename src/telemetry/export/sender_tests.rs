@@ -195,12 +195,28 @@ async fn a_collector_that_is_out_of_quota_is_not_asked_point_by_point() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_for_good_is_counted_and_holds_up_nobody() {
-    let codes = [Code::InvalidArgument, Code::Internal, Code::Unauthenticated, Code::PermissionDenied];
+    let codes = [Code::InvalidArgument, Code::Internal, Code::NotFound, Code::FailedPrecondition];
     let collector = Scripted::after(codes.map(refused));
     let counted = send(&collector, &[&["a"], &["b"], &["c"], &["d"], &["e"]]).await;
     assert_eq!(collector.taken(), ["e"]);
     assert_eq!(collector.tries().last().map(|(at, _)| at.as_secs()), Some(0), "without a pause");
     assert_eq!(counted, [("exported", 1.0), ("rejected", 4.0), ("dropped", 0.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_has_expired_costs_a_request_a_try_and_not_all_that_waits() {
+    for code in [Code::Unauthenticated, Code::PermissionDenied, Code::Unimplemented] {
+        // Without a service each kind of compression is tried.
+        let tries = if code == Code::Unimplemented { 3 } else { 1 };
+        let collector = Scripted::after(std::iter::repeat_with(|| refused(code)).take(8 * tries));
+        let waiting: Vec<_> = (0..20).map(|host| format!("esx{host}")).collect();
+        let waiting: Vec<[&str; 1]> = waiting.iter().map(|host| [&**host]).collect();
+        let waiting: Vec<&[&str]> = waiting.iter().map(|hosts| &hosts[..]).collect();
+        let counted = send(&collector, &waiting).await;
+        assert_eq!(counted, [("exported", 12.0), ("rejected", 8.0), ("dropped", 0.0)], "{code:?}");
+        let (mended, _) = collector.tries()[8 * tries].clone();
+        assert!(mended > Duration::from_secs(60), "{code:?}: ever longer pauses: {mended:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
