@@ -66,7 +66,9 @@ async fn operators_see_what_waits_and_open_it() {
     let (code, text) = printed(&program(&estate, "x", &["guard"]));
     assert_eq!(code, 0, "{text}");
     assert!(
-        text.contains("unproven") && text.contains("1 of 3") && text.contains("the last login there failed"),
+        text.contains("unproven")
+            && text.contains("1 of 3")
+            && text.contains("this password was rejected there"),
         "{text}"
     );
     let (code, text) = printed(&program(&estate, "x", &["guard", "list", "--format", "json"]));

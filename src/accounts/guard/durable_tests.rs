@@ -91,7 +91,7 @@ async fn a_restart_forgets_nothing() {
     guard.end().await;
 
     let guard = time.guard(&folder).await;
-    assert_eq!(why(&guard, &host(2), RIGHT).await, Why::TargetWaits);
+    assert_eq!(why(&guard, &host(2), RIGHT).await, Why::TargetRejected);
     assert_eq!(why(&guard, &host(20), NEW).await, Why::Unproven);
     guard.permit(&host(3), RIGHT).await.unwrap().accepted();
     guard.end().await;
@@ -186,10 +186,10 @@ async fn a_last_line_without_its_end_was_never_written() {
     let mut file = fs::OpenOptions::new().append(true).open(journal_of(&folder)).unwrap();
     file.write_all(b"0badc0de {\"try\":{\"at\":18000").unwrap();
     let guard = time.guard(&folder).await;
-    assert_eq!(why(&guard, &host(1), RIGHT).await, Why::TargetWaits);
+    assert_eq!(why(&guard, &host(1), RIGHT).await, Why::TargetRejected);
     guard.permit(&host(2), RIGHT).await.unwrap().rejected();
     guard.end().await;
-    assert_eq!(why(&time.guard(&folder).await, &host(2), RIGHT).await, Why::TargetWaits);
+    assert_eq!(why(&time.guard(&folder).await, &host(2), RIGHT).await, Why::TargetRejected);
 }
 
 #[tokio::test]

@@ -33,8 +33,12 @@ const TRIES: usize = 2;
 /// Why a login is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
-    /// Its last login failed a short time ago.
+    /// It rejected this credential once, a short time ago.
+    TargetRejected,
+    /// Whether it accepted this credential is not known, since an answer was lost a short time ago.
     TargetWaits,
+    /// As many logins there failed a short time ago as are allowed, whatever the credentials.
+    TargetTries,
     /// It rejected this credential twice.
     TargetShut,
     /// Never accepted anywhere, and rejected as often as is allowed.
@@ -52,7 +56,11 @@ pub enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Why::TargetWaits => f.write_str("the last login there failed"),
+            Why::TargetRejected => f.write_str("this password was rejected there, it is tried once more"),
+            Why::TargetWaits => f.write_str("the answer to the last login there was lost"),
+            Why::TargetTries => {
+                write!(f, "{TRIES} logins there failed a short time ago, whatever the password")
+            }
             Why::TargetShut => {
                 f.write_str("this password was rejected there twice, only another one is tried")
             }
@@ -222,12 +230,13 @@ impl Rules {
                 return Some((Why::TargetShut, None));
             }
             if now < content.not_before {
-                return Some((Why::TargetWaits, Some(content.not_before)));
+                let why = if content.rejections > 0 { Why::TargetRejected } else { Why::TargetWaits };
+                return Some((why, Some(content.not_before)));
             }
         }
         let mut recent =
             target.failed.iter().rev().map(|at| *at + self.config.wait).filter(|until| now < *until);
-        recent.nth(TRIES - 1).map(|until| (Why::TargetWaits, Some(until)))
+        recent.nth(TRIES - 1).map(|until| (Why::TargetTries, Some(until)))
     }
 
     fn ask_proven(&self, credential: &Credential, target: &TargetId, now: Moment) -> Decision {

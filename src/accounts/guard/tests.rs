@@ -106,7 +106,7 @@ async fn a_target_that_rejects_is_tried_once_more_after_the_wait_and_never_again
     let (guard, stats) = guard();
     log_in(&guard, &host(0), RIGHT).await;
     be_rejected(&guard, &host(1), RIGHT).await;
-    assert_eq!(refusal(&guard, &host(1), RIGHT).await, Why::TargetWaits);
+    assert_eq!(refusal(&guard, &host(1), RIGHT).await, Why::TargetRejected);
     log_in(&guard, &host(2), RIGHT).await;
     advance(WAIT).await;
     be_rejected(&guard, &host(1), RIGHT).await;
@@ -122,7 +122,7 @@ async fn new_content_gets_one_try_but_never_a_third_within_the_wait() {
     be_rejected(&guard, &host(1), RIGHT).await;
     be_rejected(&guard, &host(1), NEW).await;
     let third = CredentialId([3; 16]);
-    assert_eq!(refusal(&guard, &host(1), third).await, Why::TargetWaits);
+    assert_eq!(refusal(&guard, &host(1), third).await, Why::TargetTries);
     assert!(guard.check(&host(2), third).is_ok());
     advance(WAIT).await;
     assert!(guard.check(&host(1), third).is_ok());
@@ -186,8 +186,8 @@ async fn a_refusal_is_one_line_that_says_why_and_until_when() {
     be_rejected(&guard, &host(1), RIGHT).await;
     let failure = Failure::from(guard.check(&host(1), RIGHT).unwrap_err());
     assert_eq!(failure.reason, FailureReason::AuthGuarded);
-    let start = "login at host esx1 not tried, to keep the account from being locked: the last login there failed \
-                 (next try not before 2";
+    let start = "login at host esx1 not tried, to keep the account from being locked: this password was rejected there, \
+                 it is tried once more (next try not before 2";
     assert!(failure.message.starts_with(start) && failure.message.ends_with("Z)"), "{}", failure.message);
     assert_eq!(value(&stats, "esxi.agent.logins", ("outcome", "guarded")), Some(1.0));
 }
