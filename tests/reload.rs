@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod harness;
+#[path = "harness/tls.rs"]
+mod tls;
 
 use esxi_otel_agent::simulator::faults::ServiceState;
 use esxi_otel_agent::simulator::sink::{Fault, Seen, Sink, SinkOptions};
 use esxi_otel_agent::simulator::vcenter::Authority;
 use harness::estate::{Estate, RunningAgent};
 use harness::{LIMIT, until};
-use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -276,19 +277,7 @@ async fn what_can_not_change_is_said_and_the_rest_is_taken_over() {
 
 /// Answers every request with this list of targets, over TLS. Its certificate's PEM.
 async fn https_list(rows: String) -> (std::net::SocketAddr, String, AbortOnDropHandle<()>) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let (acceptor, certificate) = tls::self_signed("127.0.0.1");
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a story may fail")]
 
 mod vim_support;
+#[path = "harness/tls.rs"]
+mod tls;
 
 use esxi_otel_agent::inventory::Allow;
 use esxi_otel_agent::outcome::FailureReason;
@@ -118,20 +120,8 @@ async fn answer_in_chunks(stream: tokio::net::TcpStream, acceptor: tokio_rustls:
 
 #[tokio::test]
 async fn answers_in_chunks_with_trailers_are_whole() {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["vc1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let (acceptor, certificate) = tls::self_signed("vc1");
     let sim = VcenterSim::start(VcenterSpec::new("vc1")).await.unwrap();
-    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut setup = Setup::of(&sim).port(listener.local_addr().unwrap().port());
     let peer = tokio::spawn(async move {
