@@ -259,7 +259,7 @@ impl<P: Post> Postman<P> {
             return Some(self.next_pause());
         }
         self.refused(items, &error);
-        if signals::is_about_everything(&error) {
+        if signals::is_about_sender(&error) {
             // What waits is not to follow it at once: somebody may mend that. Metrics may well be taken there, so
             // that is no reason to go elsewhere.
             return Some(self.next_pause());

@@ -19,6 +19,8 @@ static ITEMS: MetricDef = MetricDef {
 struct Flaky {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
+    /// By this code, in place of that for a bad request.
+    how: Option<&'static str>,
     exhausted: Arc<AtomicBool>,
     /// Most items of one request; 0: any number. And an item that is too large by itself.
     most: Arc<AtomicUsize>,
@@ -47,7 +49,7 @@ impl Post for Flaky {
             return Err(error("Unavailable"));
         }
         if self.refuses.load(Ordering::Relaxed) {
-            return Err(error("InvalidArgument"));
+            return Err(error(self.how.unwrap_or("InvalidArgument")));
         }
         if self.exhausted.load(Ordering::Relaxed) {
             return Err(error("ResourceExhausted"));
@@ -245,6 +247,24 @@ async fn one_item_that_nobody_takes_costs_no_other() {
     let expected: Vec<_> = (0..2_000).filter(|item| *item != 700).collect();
     assert_eq!(story.taken_are(1_999).await, expected);
     assert_eq!(story.counted("dropped"), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_has_expired_costs_a_request_a_try_and_a_missing_pipeline_holds_up_nothing() {
+    let refusing = |how| {
+        let story = story_of(100_000, Flaky { how: Some(how), ..Flaky::default() });
+        story.flaky.refuses.store(true, Ordering::Relaxed);
+        story.push(0..AT_ONCE * 100);
+        story
+    };
+    let expired = refusing("Unauthenticated");
+    sleep(Duration::from_secs(120)).await;
+    let lost = expired.counted("dropped") / AT_ONCE as f64;
+    assert!((1.0..=10.0).contains(&lost), "{lost}");
+    let without = refusing("Unimplemented");
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(without.counted("dropped"), (AT_ONCE * 100) as f64);
+    assert!(!without.presence.is_away(), "metrics may well be taken there");
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,9 +40,10 @@ pub(super) fn is_passing(error: &OTelSdkError) -> bool {
     }
 }
 
-/// Whether it is said of the sender or the service, and not of what was sent.
-pub(super) fn is_about_everything(error: &OTelSdkError) -> bool {
-    const CODES: [&str; 3] = ["Unauthenticated", "PermissionDenied", "Unimplemented"];
+/// Whether it is said of the sender, and not of what was sent: a token has expired, say. UNIMPLEMENTED is not of these:
+/// many Collectors have no pipeline for traces or logs, and never will; nothing is to pile up for that.
+pub(super) fn is_about_sender(error: &OTelSdkError) -> bool {
+    const CODES: [&str; 2] = ["Unauthenticated", "PermissionDenied"];
     grpc(error).is_some_and(|text| CODES.contains(&text))
 }
 
