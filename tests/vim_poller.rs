@@ -240,6 +240,19 @@ async fn a_poll_never_outlasts_its_interval_and_the_session_survives_that() {
 }
 
 #[tokio::test]
+async fn a_vcenter_whose_every_call_nearly_takes_too_long_is_read_all_the_same_where_nobody_waits() {
+    let sim = three_hosts().await;
+    let setup = Setup::of(&sim).call_timeout(Duration::from_millis(2500));
+    sim.set_latency(Duration::from_millis(1000));
+    let vcenter = Arc::new(setup.vcenter.clone());
+    let mut poller =
+        VcenterPoller::new(vcenter, setup.config.clone(), vec![], setup.access(), Arc::clone(&setup.stats));
+    assert_eq!(poll(&mut poller, &Readings::new()).await, Ok(()));
+    poller.logout().await;
+    assert_eq!((sim.logins(), sim.open_sessions()), (1, 0));
+}
+
+#[tokio::test]
 async fn a_trace_shows_each_call_of_a_poll() {
     let sim = VcenterSim::start(VcenterSpec::new("vc1").fleet(150)).await.unwrap();
     let (setup, watch) = (Setup::of(&sim), Watch::default());

@@ -29,6 +29,8 @@ use tracing::{Instrument, Span};
 const ALWAYS: [&str; 2] = ["name", "parent"];
 /// Most hosts that are asked for by name; more are as quickly read with all the others.
 const MOST_HINTED: usize = 200;
+/// Calls to read a list by itself, each of which may take its whole time: what service there is, the login, the hosts.
+const CALLS_OF_A_LIST: u32 = 3;
 /// A look-up must not keep the news waiting for longer.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -203,7 +205,8 @@ impl VcenterPoller {
         self.client.as_ref().and_then(VimClient::certificate)
     }
 
-    /// Reads the vCenter once, for all collectors. Never takes longer than the shortest of their intervals.
+    /// Reads the vCenter once, for all collectors. Never takes longer than the shortest of their
+    /// intervals; without any, than the calls of a list may take.
     pub async fn poll(&mut self, inventory: &Inventory) -> Polled {
         self.poll_scope(Scope::Tree, inventory).await
     }
@@ -230,13 +233,17 @@ impl VcenterPoller {
             vim.objects = tracing::field::Empty,
         );
         let started = Instant::now();
-        let limit = self.collectors.iter().map(|bound| bound.collector.interval()).min();
-        let limit = limit.unwrap_or(self.config.call_timeout);
+        let interval = self.collectors.iter().map(|bound| bound.collector.interval()).min();
+        let (limit, what) = match interval {
+            Some(interval) => (interval, "its interval of "),
+            // A list that is read by itself keeps nobody waiting.
+            None => (self.config.call_timeout * CALLS_OF_A_LIST, ""),
+        };
         self.until = started + limit;
         let id = self.vcenter.id();
         let read = self.read(scope, inventory, self.until).instrument(span.clone());
         let result = tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
-            let line = format!("polling {id} took longer than its interval of {} s", limit.as_secs_f64());
+            let line = format!("polling {id} took longer than {what}{} s", limit.as_secs_f64());
             Err(Failure::new(FailureReason::CommandTimeout, line))
         });
         let (reports, is_whole, outcome) = match result {

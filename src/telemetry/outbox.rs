@@ -7,6 +7,7 @@
 
 use super::export::addresses::Addresses;
 use super::export::follow::renewed;
+use super::export::pauses::Pauses;
 use super::export::peer::{Complaints, Presence, Signal};
 use super::export::transport::Destination;
 use super::{TelemetryError, signals};
@@ -25,9 +26,6 @@ use tokio::time::{sleep, timeout};
 const AT_ONCE: usize = 512;
 /// Time that items have to become a full request.
 const DELAY: Duration = Duration::from_secs(1);
-/// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Tries of a single item of which a Collector says that it is too much.
 const ALONE: u32 = 3;
 /// Pause while the agent ends: there is no time left for more.
@@ -147,7 +145,7 @@ pub(super) struct Postman<P: Post> {
     at: Destination,
     addresses: Addresses,
     presence: Arc<Presence>,
-    pause: Duration,
+    pauses: Pauses,
     /// Items of one request: fewer than [`AT_ONCE`] where those were too large for the Collector.
     portion: usize,
     /// How often in a row a single item was said to be too much.
@@ -168,7 +166,7 @@ impl<P: Post> Postman<P> {
     ) -> Result<Self, TelemetryError> {
         let at = destination.borrow_and_update().clone();
         let (post, addresses, build) = (build(&at)?, Addresses::of(&at.peer), Box::new(build));
-        let (pause, portion, alone, complaints) = (SHORTEST_PAUSE, AT_ONCE, 0, Complaints::default());
+        let (pauses, portion, alone, complaints) = (Pauses::new(), AT_ONCE, 0, Complaints::default());
         Ok(Self {
             outbox,
             destination,
@@ -177,7 +175,7 @@ impl<P: Post> Postman<P> {
             at,
             addresses,
             presence,
-            pause,
+            pauses,
             portion,
             alone,
             complaints,
@@ -189,7 +187,7 @@ impl<P: Post> Postman<P> {
         loop {
             let ends = *closing.borrow_and_update();
             // What was not taken has waited long enough.
-            let is_behind = self.pause > SHORTEST_PAUSE;
+            let is_behind = !self.pauses.are_over();
             if !ends && !is_behind {
                 tokio::select! {
                     () = self.outbox.filled() => {}
@@ -201,7 +199,7 @@ impl<P: Post> Postman<P> {
                 if ends {
                     return;
                 }
-                self.pause = SHORTEST_PAUSE;
+                self.pauses.restart();
                 continue;
             }
             let Some(pause) = self.deliver(portion).await else { continue };
@@ -242,7 +240,7 @@ impl<P: Post> Postman<P> {
             self.answered();
             self.outbox.put_back(portion);
             self.portion = items / 2;
-            return Some(SHORTEST_PAUSE);
+            return Some(Pauses::SHORTEST);
         }
         self.alone = if is_too_much { self.alone + 1 } else { 0 };
         // It may also be a quota: that passes, and nothing is sent meanwhile.
@@ -251,28 +249,21 @@ impl<P: Post> Postman<P> {
             self.outbox.put_back(portion);
             // A connection into a black hole would be used until TCP gives it up, after minutes.
             self.connect_anew(self.at.clone());
-            return Some(self.next_pause());
+            return Some(self.pauses.next());
         }
         if is_too_much {
             self.alone = 0;
             self.refused(items, &error);
-            return Some(self.next_pause());
+            return Some(self.pauses.next());
         }
         self.refused(items, &error);
         if signals::is_about_sender(&error) {
             // What waits is not to follow it at once: somebody may mend that. Metrics may well be taken there, so
             // that is no reason to go elsewhere.
-            return Some(self.next_pause());
+            return Some(self.pauses.next());
         }
         self.answered();
         None
-    }
-
-    fn next_pause(&mut self) -> Duration {
-        // Jitter, so that many agents do not come back to a Collector at one moment.
-        let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        pause
     }
 
     fn refused(&mut self, items: usize, error: &OTelSdkError) {
@@ -293,7 +284,7 @@ impl<P: Post> Postman<P> {
     /// There is a Collector, whatever it says.
     fn answered(&mut self) {
         self.presence.is_there(P::SIGNAL, self.at.peer.name());
-        self.pause = SHORTEST_PAUSE;
+        self.pauses.restart();
     }
 }
 

@@ -203,7 +203,7 @@ async fn a_collector_that_refuses_is_one_that_is_there() {
     assert!(story.presence.is_away());
     story.flaky.refuses.store(true, Ordering::Relaxed);
     story.flaky.away.store(false, Ordering::Relaxed);
-    sleep(LONGEST_PAUSE).await;
+    sleep(Pauses::LONGEST).await;
     assert!(!story.presence.is_away());
     story.flaky.away.store(true, Ordering::Relaxed);
     story.push(10..20);

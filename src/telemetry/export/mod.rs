@@ -16,6 +16,7 @@ mod exporter;
 pub(super) mod follow;
 mod gather;
 mod live;
+pub(super) mod pauses;
 mod split;
 mod wire;
 

@@ -2,6 +2,7 @@
 //! specification for what may be tried again.
 
 use super::encode::Batch;
+use super::pauses::Pauses;
 use super::peer::{Complaints, Presence, Signal, with_hint};
 use super::queue::{Queue, Ticket};
 use super::split::{describe, halve};
@@ -17,10 +18,6 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause that is chosen here.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause that a Collector may ask for.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 /// Pause while the agent ends: there is no time left for more.
@@ -43,7 +40,7 @@ pub struct Sender<T> {
     stats: Arc<Stats>,
     configured: Compression,
     compression: Compression,
-    pause: Duration,
+    pauses: Pauses,
     complaints: Complaints,
     told_of_compression: bool,
 }
@@ -88,7 +85,7 @@ impl<T: Transport> Sender<T> {
             stats,
             configured: compression,
             compression,
-            pause: SHORTEST_PAUSE,
+            pauses: Pauses::new(),
             complaints: Complaints::default(),
             told_of_compression: false,
         }
@@ -115,7 +112,7 @@ impl<T: Transport> Sender<T> {
                 // The sender of the channel goes with the exporter, which aborts this task as well.
                 _ = closing.changed(), if ends == Closing::No => {}
                 // Somewhere else it may be taken at once.
-                () = self.transport.changed() => self.pause = SHORTEST_PAUSE,
+                () = self.transport.changed() => self.pauses.restart(),
             }
             self.queue.drops.note(&self.stats, self.queue.expire(self.queue.now()));
         }
@@ -164,7 +161,7 @@ impl<T: Transport> Sender<T> {
     /// There is a Collector, whatever it says.
     fn answered(&mut self) {
         self.presence.is_there(Signal::Metrics, self.transport.peer());
-        self.pause = SHORTEST_PAUSE;
+        self.pauses.restart();
     }
 
     fn delivered(&mut self, ticket: Ticket, batch: &Batch, partial: Option<ExportMetricsPartialSuccess>) {
@@ -213,9 +210,7 @@ impl<T: Transport> Sender<T> {
     }
 
     fn next_pause(&mut self, asked: Option<Duration>) -> Duration {
-        // Jitter, so that many agents do not come back to a Collector at one moment.
-        let own = self.pause.mul_f64(rand::random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let own = self.pauses.next();
         asked.map_or(own, |asked| asked.min(LONGEST_ASKED).max(own))
     }
 
