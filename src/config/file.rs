@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Largest configuration: some 100,000 hosts written by hand.
 const FILE_LIMIT: u64 = 16 * 1024 * 1024;
 
+/// Most brackets that are open at a time.
+const DEEPEST: usize = 1000;
+
 /// A node of the tree, or a text from elsewhere that stands in for one.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
@@ -69,6 +72,9 @@ impl File {
     }
 
     fn parse(name: Arc<str>, folder: PathBuf, text: String) -> Result<Self, (Place, String)> {
+        if let Some(place) = too_deep(&text) {
+            return Err((Some(place), format!("has more than {DEEPEST} brackets within each other")));
+        }
         let root: Value = serde_yaml::from_str(&text).map_err(|e| syntax_problem(&text, &e))?;
         match root {
             Value::Null => Ok(Self { name, folder, entries: Vec::new(), text }),
@@ -83,6 +89,25 @@ impl File {
         let location = sought.err()?.location()?;
         Some((location.line(), location.column()))
     }
+}
+
+/// Where brackets are nested too deeply. The parser refuses far less, but not before it has read everything, for which
+/// it takes the square of the depth: minutes. Those in texts and comments count as well, so the limit is a generous one.
+fn too_deep(text: &str) -> Option<(usize, usize)> {
+    let mut depth = 0_usize;
+    let at = text.bytes().position(|byte| {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > DEEPEST
+    })?;
+    let before = text.get(..at)?;
+    Some((
+        before.matches('\n').count() + 1,
+        before.rsplit('\n').next().map_or(1, |line| line.chars().count() + 1),
+    ))
 }
 
 fn syntax_problem(text: &str, error: &serde_yaml::Error) -> (Place, String) {
@@ -240,7 +265,10 @@ mod tests {
 
     #[test]
     fn deep_nesting_and_multiplying_anchors_are_refused() {
-        assert!(parse(&"[".repeat(10_000)).is_err());
+        let (place, problem) = parse(&format!("a: 1\nb: {}", "[".repeat(1_000_000))).unwrap_err();
+        assert_eq!((place, &*problem), (Some((2, 1004)), "has more than 1000 brackets within each other"));
+        assert!(parse(&"[".repeat(1_000)).unwrap_err().1.starts_with("is no YAML: "));
+        assert_eq!(parse(&"a: '[{'\n".repeat(400)).unwrap().entries.len(), 400);
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..20 {
             let below = format!("*a{}", n - 1);
