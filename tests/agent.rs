@@ -147,7 +147,8 @@ async fn a_host_that_its_vcenter_finds_again_is_visited_at_once() {
     estate.arrives(SSH_FAILURE, &[("hostsystem", &away), ("reason", "connect_refused")], 1.0).await;
     let lost = [("address", away.as_str()), ("state", "notResponding")];
     estate.arrives("esxi.host.connection_state", &lost, 1.0).await;
-    assert!(page(agent.handle.web.unwrap()).contains("esxi_agent_targets_lane{lane=\"backoff\"} 1"));
+    let in_backoff = "esxi_agent_targets_lane{lane=\"backoff\"} 1";
+    until(in_backoff, || page(agent.handle.web.unwrap()).contains(in_backoff).then_some(())).await;
 
     estate.arrives(SSH_UP, &[("hostsystem", &there)], 1.0).await;
     let before = visits(&agent.handle.stats, "host");

@@ -20,7 +20,9 @@ async fn event(estate: &Estate, name: &str) -> Log {
 
 /// No trace is kept for its own sake.
 async fn agent(estate: &Estate) -> RunningAgent {
-    estate.agent(&[("otlp.traces.keep.ratio", "0"), ("otlp.traces.keep.errors", "false")]).await
+    let never = [("ratio", "0"), ("errors", "false"), ("slower_than", "1h")];
+    let keys = never.map(|(key, value)| (format!("otlp.traces.keep.{key}"), value));
+    estate.agent(&keys.each_ref().map(|(key, value)| (key.as_str(), *value))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

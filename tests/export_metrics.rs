@@ -49,7 +49,7 @@ async fn a_large_fleet_comes_in_messages_that_every_collector_takes() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_told_within_a_second_and_its_end_is_flagged_once() {
+async fn a_service_that_stops_is_told_between_two_exports_and_its_end_is_flagged_once() {
     let sink = sink();
     let agent = Agent::start(&otlp(sink.endpoint()));
     agent.visited("esx1", &[("hostd", 1.0), ("vpxa", 1.0)]);
@@ -57,12 +57,11 @@ async fn a_service_that_stops_is_told_within_a_second_and_its_end_is_flagged_onc
         .await
         .expect("first state");
 
-    let changed = Instant::now();
+    // The next export is an hour away.
     agent.visited("esx1", &[("hostd", 0.0), ("vpxa", 1.0)]);
     sink.wait_until(|seen| seen.value(STATUS, &service("hostd")) == Some(0.0), LIMIT)
         .await
         .expect("the change");
-    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
 
     agent.readings.forget(&TargetId::host("esx1"));
     sink.wait_until(|seen| seen.ended(STATUS, &[]), LIMIT).await.expect("both end");
@@ -200,6 +199,7 @@ async fn the_end_waits_for_a_collector_that_hangs_no_longer_than_it_may() {
     let sink = sink.expect("a free port");
     let agent = Agent::start(&otlp(sink.endpoint()));
     agent.visited("esx1", &[("hostd", 1.0)]);
+    agent.exporter.export_now().await.expect("running");
     let began = Instant::now();
     agent.exporter.finish(tokio::time::Instant::now() + Duration::from_millis(300)).await.expect("running");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

@@ -108,7 +108,7 @@ async fn a_visit_that_failed_is_traced_with_its_steps_and_one_that_did_not_is_no
     let telemetry = start(&all_signals(&sink), None);
     visit(&telemetry, "esx1", false);
     visit(&telemetry, "esx2", true);
-    telemetry.shutdown(Duration::from_secs(3)).await;
+    telemetry.shutdown(LIMIT).await;
     let both = |seen: &Seen| seen.spans.len() >= 3 && seen.logs.len() >= 2;
     sink.wait_until(both, LIMIT).await.expect("the trace, and the records");
     sink.seen(|seen| {
@@ -137,7 +137,7 @@ async fn records_of_the_agent_are_exported_and_what_the_export_does_is_not() {
         tracing::error!(target: "h2::client", "a wire's error");
     });
     telemetry.exporter().expect("there is one").export_now().await.expect("running");
-    telemetry.shutdown(Duration::from_secs(3)).await;
+    telemetry.shutdown(LIMIT).await;
     sink.wait_until(|seen| seen.logs.len() >= 2, LIMIT).await.expect("the records");
     sink.seen(|seen| {
         let body = |log: &Log| (log.severity.clone(), log.body.clone());
@@ -204,7 +204,7 @@ async fn while_the_first_collector_is_away_all_signals_go_to_the_next_one() {
             && seen.logs.iter().any(|log| log.body == "connected to esx2")
     };
     second.wait_until(what_waited, LIMIT).await.expect("what was seen meanwhile");
-    telemetry.shutdown(Duration::from_secs(3)).await;
+    telemetry.shutdown(LIMIT).await;
     let text = lines.text();
     let said: Vec<_> = text.lines().filter(|line| line.contains("OTLP")).collect();
     assert_eq!(said.len(), 2, "{said:#?}");
@@ -234,7 +234,7 @@ async fn a_collector_that_hangs_keeps_nobody_from_ending() {
     let telemetry = start(&all_signals(&sink), None);
     visit(&telemetry, "esx1", true);
     let began = Instant::now();
-    telemetry.shutdown(Duration::from_secs(1)).await;
+    telemetry.shutdown(Duration::from_millis(100)).await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 

@@ -131,8 +131,10 @@ async fn an_agent_that_ends_while_the_collector_hangs_keeps_to_its_limit_and_los
     let config = spooled(sink.endpoint(), &folder);
     let agent = Agent::start(&config);
     agent.visited("esx1", &[("hostd", 1.0)]);
+    agent.exporter.export_now().await.expect("running");
+    assert!(agent.queue.flush().await);
     let began = std::time::Instant::now();
-    finish(agent, Duration::from_secs(2)).await;
+    finish(agent, Duration::from_millis(500)).await;
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     sink.set_fault(None);
     let _agent = Agent::start(&config);

@@ -72,6 +72,7 @@ async fn a_collector_that_is_not_trusted_gets_nothing() {
     let mut config = otlp(sink.endpoint());
     config.ca_file = Some(pki.file("other.pem", &Pki::new().ca.pem()));
     let agent = Agent::start(&config);
+    agent.exporter.export_now().await.expect("running");
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(1);
     agent.exporter.finish(deadline).await.expect("running");
     assert!(agent.counted("dropped") > 0.0);

@@ -224,8 +224,8 @@ async fn another_inventory_and_another_listener_take_the_place_of_the_old_ones()
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let other = taken.local_addr().unwrap();
     let hosts = format!("inventory: {{hosts: [{{address: '{}'}}], ", estate.host(1));
-    estate.edit_config("inventory: {", &hosts);
-    estate.edit_config("listen: '127.0.0.1:0'", &format!("listen: '{other}'"));
+    let listen = format!("listen: '{other}'");
+    estate.edit_config_at_once(&[("inventory: {", &hosts), ("listen: '127.0.0.1:0'", &listen)]);
     let refused = agent.handle.reload.now().await.unwrap_err();
     assert!(refused.starts_with(&format!("prometheus.listen: {other}: ")), "{refused}");
     assert!(std::net::TcpStream::connect(old).is_ok());
@@ -246,8 +246,8 @@ async fn another_collector_gets_the_traces_and_events_from_then_on() {
     let agent = estate.agent(&[]).await;
     estate.arrives(SSH_UP, &[], 1.0).await;
     let other = Sink::start(SinkOptions::default()).unwrap();
-    estate.edit_config(&estate.sink.endpoint(), &other.endpoint());
-    estate.edit_config("ratio: 1.0", "ratio: 0");
+    let (old, new) = (estate.sink.endpoint(), other.endpoint());
+    estate.edit_config_at_once(&[(&old, &new), ("ratio: 1.0", "ratio: 0")]);
     agent.handle.reload.now().await.unwrap();
     estate.fleet.set_service(0, "ntpd", ServiceState::Stopped);
     agent.handle.now.everybody();

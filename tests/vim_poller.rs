@@ -225,7 +225,7 @@ async fn what_may_not_be_read_is_left_out_and_said_once() {
 async fn a_poll_never_outlasts_its_interval_and_the_session_survives_that() {
     let sim = three_hosts().await;
     let setup = Setup::of(&sim);
-    let (mut poller, watch) = (poller_each(&setup, Duration::from_millis(500)), Watch::default());
+    let (mut poller, watch) = (poller_each(&setup, Duration::from_secs(2)), Watch::default());
     poll(&mut poller, &Readings::new()).await.unwrap();
     sim.fail_next(VcenterFault::Hang);
     let failed = poll(&mut poller, &Readings::new()).with_subscriber(watch.subscriber()).await;
@@ -242,8 +242,8 @@ async fn a_poll_never_outlasts_its_interval_and_the_session_survives_that() {
 #[tokio::test]
 async fn a_vcenter_whose_every_call_nearly_takes_too_long_is_read_all_the_same_where_nobody_waits() {
     let sim = three_hosts().await;
-    let setup = Setup::of(&sim).call_timeout(Duration::from_millis(2500));
-    sim.set_latency(Duration::from_millis(1000));
+    let setup = Setup::of(&sim).call_timeout(Duration::from_millis(4000));
+    sim.set_latency(Duration::from_millis(1500));
     let vcenter = Arc::new(setup.vcenter.clone());
     let mut poller =
         VcenterPoller::new(vcenter, setup.config.clone(), vec![], setup.access(), Arc::clone(&setup.stats));

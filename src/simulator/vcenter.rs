@@ -118,6 +118,7 @@ impl VcenterSim {
             state: Mutex::new(State::new(spec)),
             changed: Notify::new(),
             is_down: watch::Sender::new(false),
+            releases: watch::Sender::new(()),
             stopped: CancellationToken::new(),
         });
         let tasks = TaskTracker::new();
@@ -391,6 +392,11 @@ impl VcenterHandle {
             state.faults.push_back((Some(method.to_owned()), VcenterFault::None));
         }
         state.faults.push_back((Some(method.to_owned()), fault));
+    }
+
+    /// Lets the answers out that [`VcenterFault::Hold`] holds back.
+    pub fn release(&self) {
+        self.shared.releases.send_replace(());
     }
 
     /// Changes what is added to each answer.

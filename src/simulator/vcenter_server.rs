@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub changed: Notify,
     /// Nobody is listened to.
     pub is_down: watch::Sender<bool>,
+    /// Changes whenever the answers go out that are held back.
+    pub releases: watch::Sender<()>,
     pub stopped: CancellationToken,
 }
 
@@ -129,6 +131,7 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
     let body = axum::body::to_bytes(Body::new(body), MAX_REQUEST).await.map_err(io::Error::other)?;
     let call = Call::read(&body);
     let method = call.as_ref().map(|call| call.method.clone()).unwrap_or_default();
+    let mut releases = shared.releases.subscribe();
     let (fault, latency, gzip) = {
         let mut state = shared.lock();
         state.requests += 1;
@@ -171,6 +174,7 @@ async fn serve(request: Request<Incoming>, shared: &Shared) -> io::Result<Respon
         Some(VcenterFault::Oversize) => return oversize(),
         Some(VcenterFault::Close) => return Err(io::Error::other("closed")),
         Some(VcenterFault::Hang) => std::future::pending::<()>().await,
+        Some(VcenterFault::Hold) => _ = releases.changed().await,
         _ => {}
     }
     if let Ok(call) = &call {

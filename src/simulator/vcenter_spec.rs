@@ -187,6 +187,10 @@ pub enum VcenterFault {
     Oversize,
     /// No answer, ever.
     Hang,
+    /// A good answer, but not before [`VcenterHandle::release`].
+    ///
+    /// [`VcenterHandle::release`]: super::vcenter::VcenterHandle::release
+    Hold,
     /// A good answer with a document type that makes its entities explode.
     XmlBomb,
     /// The fault NoPermission with status 200.

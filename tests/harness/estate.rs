@@ -163,11 +163,19 @@ prometheus: {{listen: '127.0.0.1:0'}}
 
     /// Puts `new` in the place of `old` in the configuration's file.
     pub fn edit_config(&self, old: &str, new: &str) {
+        self.edit_config_at_once(&[(old, new)]);
+    }
+
+    /// The same in several places: nobody sees some of it.
+    pub fn edit_config_at_once(&self, changes: &[(&str, &str)]) {
         let file = self.folder.path().join("config.yaml");
-        let text = std::fs::read_to_string(&file).unwrap();
-        assert!(text.contains(old), "{old} is not in\n{text}");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        for (old, new) in changes {
+            assert!(text.contains(old), "{old} is not in\n{text}");
+            text = text.replace(old, new);
+        }
         let beside = self.folder.path().join("config.new");
-        std::fs::write(&beside, text.replace(old, new)).unwrap();
+        std::fs::write(&beside, text).unwrap();
         std::fs::rename(beside, file).unwrap();
     }
 

@@ -9,6 +9,7 @@ pub mod proxy;
 use esxi_otel_agent::simulator::host::{FleetHandle, FleetSpec, HostFleet};
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -50,6 +51,43 @@ pub async fn until_equal<T: PartialEq + Debug>(what: &str, wanted: T, mut look: 
         }
         assert!(started.elapsed() < LIMIT, "waited {LIMIT:?} for {what} to be {wanted:?}, it is {is:?}");
         sleep(LOOK).await;
+    }
+}
+
+/// Measures the time that a busy machine does not give to whoever is due.
+pub struct Metronome {
+    withheld: Arc<Mutex<Duration>>,
+    ticking: tokio::task::JoinHandle<()>,
+}
+
+impl Metronome {
+    /// Ticks until dropped.
+    pub fn start() -> Self {
+        let withheld = Arc::new(Mutex::new(Duration::ZERO));
+        let total = Arc::clone(&withheld);
+        let ticking = tokio::spawn(async move {
+            loop {
+                let due = Instant::now() + LOOK;
+                tokio::time::sleep_until(due).await;
+                let late = due.elapsed();
+                // Less is a timer's own grain.
+                if late > LOOK {
+                    *total.lock().unwrap() += late;
+                }
+            }
+        });
+        Self { withheld, ticking }
+    }
+
+    /// In all so far.
+    pub fn withheld(&self) -> Duration {
+        *self.withheld.lock().unwrap()
+    }
+}
+
+impl Drop for Metronome {
+    fn drop(&mut self) {
+        self.ticking.abort();
     }
 }
 
