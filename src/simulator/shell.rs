@@ -226,21 +226,36 @@ impl Run {
         drop(group);
     }
 
-    /// Writing the scripts and starting processes exclude each other: a process that is started while a
-    /// script is open for writing inherits the file, and the script could not be executed (ETXTBSY).
     async fn start(&self) -> io::Result<(Child, PathBuf)> {
-        let mut folders = self.folders.lock().await;
-        let folder = match folders.get(&self.services) {
-            Some(folder) => folder.clone(),
-            None => {
-                let folder = self.scratch.join(folders.len().to_string());
-                scripts::write(&folder, &self.services)?;
-                folders.insert(self.services.clone(), folder.clone());
-                folder
-            }
-        };
+        let folder = self.folder().await?;
         let command = self.command.replace(INIT_D, &format!("{}/", folder.display()));
-        let child = Command::new(&self.program)
+        let child = self.shell(&command).process_group(0).spawn()?;
+        Ok((child, folder))
+    }
+
+    /// The scripts for these states, written when they are first asked for. They are executed as another
+    /// process has copied them: whatever this one starts while it writes a script, in whichever thread,
+    /// inherits the open file, and until it has let go of it nobody could execute the script (ETXTBSY).
+    async fn folder(&self) -> io::Result<PathBuf> {
+        let mut folders = self.folders.lock().await;
+        if let Some(folder) = folders.get(&self.services) {
+            return Ok(folder.clone());
+        }
+        let folder = self.scratch.join(folders.len().to_string());
+        let draft = folder.with_extension("draft");
+        scripts::write(&draft, &self.services)?;
+        let copy = self.shell(r#"exec cp -Rp "$0" "$1""#).arg(&draft).arg(&folder).output().await?;
+        if !copy.status.success() {
+            return Err(io::Error::other(String::from_utf8_lossy(&copy.stderr).trim().to_owned()));
+        }
+        std::fs::remove_dir_all(&draft)?;
+        folders.insert(self.services.clone(), folder.clone());
+        Ok(folder)
+    }
+
+    fn shell(&self, command: &str) -> Command {
+        let mut shell = Command::new(&self.program);
+        shell
             .arg0("sh")
             .arg("-c")
             .arg(command)
@@ -250,10 +265,8 @@ impl Run {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
-        Ok((child, folder))
+            .kill_on_drop(true);
+        shell
     }
 
     /// Records a stream line by line, so that no nonce is torn apart.
@@ -405,23 +418,33 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_without_end_is_killed_and_its_client_gets_no_end() {
-        let limit = Duration::from_millis(300);
-        let shell = Shell::new(ShellSpec { run_limit: limit, ..Default::default() }).unwrap();
         let services = with("hostd", ServiceState::Stubborn);
-        let mut answer = shell.run("echo $$; /etc/init.d/hostd status", &services);
-        let Some(Event::Stdout(pid)) = answer.next().await else { panic!("no output") };
-        assert_eq!(answer.next().await, None);
-        let pid: i32 = String::from_utf8_lossy(&pid).trim().parse().unwrap();
-        shell.close().await;
-        let group = rustix::process::Pid::from_raw(pid).unwrap();
-        let gone = || rustix::process::test_kill_process_group(group).is_err();
-        for _ in 0..200 {
-            if gone() {
-                return;
+        // Where this machine stalls, the end may come before the output.
+        for limit in [Duration::from_millis(300), Duration::from_secs(3), Duration::from_secs(30)] {
+            let shell = Shell::new(ShellSpec { run_limit: limit, ..Default::default() }).unwrap();
+            let mut answer = shell.run("echo $$; /etc/init.d/hostd status", &services);
+            let Some(event) = answer.next().await else { continue };
+            let Event::Stdout(pid) = event else { panic!("{event:?}") };
+            assert_eq!(answer.next().await, None);
+            shell.close().await;
+            let (pid, start) = (String::from_utf8_lossy(&pid), Instant::now());
+            while lives(pid.trim()) {
+                assert!(start.elapsed() < Duration::from_secs(30), "processes of the run are still there");
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            return;
         }
-        panic!("processes of the run are still there");
+        panic!("no output");
+    }
+
+    /// Whether any process of the group is more than a zombie: where nobody waits for orphans, they stay.
+    fn lives(group: &str) -> bool {
+        std::fs::read_dir("/proc").unwrap().flatten().any(|process| {
+            let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+            // Behind the name, which may hold anything: state, parent, group.
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            matches!(fields[..], [state, _, of, ..] if state != "Z" && of == group)
+        })
     }
 
     #[tokio::test]

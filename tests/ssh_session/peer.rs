@@ -8,11 +8,13 @@ use russh::keys::{Algorithm, Certificate, EcdsaCurve, PrivateKey, PublicKey};
 use russh::server::Config;
 use russh::{Limits, MethodKind, MethodSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 pub const PASSWORD: &str = "right password";
+/// For what is sure to come, however slow this machine may be.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What happens when somebody logs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,14 +71,23 @@ pub enum Say {
 /// How a command is answered.
 #[derive(Debug, Clone)]
 pub enum Commands {
-    /// By a real shell, with this in place of `/etc/init.d`.
-    Shell(String),
+    /// By a real shell.
+    Shell(Scripts),
     /// By this.
     Play(Vec<Say>),
     /// The request is refused.
     Refuse,
     /// No channel is opened.
     NoChannel,
+}
+
+/// What a shell runs.
+#[derive(Debug, Clone)]
+pub struct Scripts {
+    /// In place of `/etc/init.d`.
+    pub folder: String,
+    /// Before each command.
+    pub profile: String,
 }
 
 #[derive(Debug)]
@@ -169,13 +180,16 @@ impl Peer {
 
     /// Waits until `condition` holds.
     pub async fn until(&self, what: &str, condition: impl Fn(&State) -> bool) {
-        for _ in 0..500 {
-            if condition(&self.state()) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("it never came to this: {what}; {:?}", self.state());
+        until(|| condition(&self.state()), || format!("{what}; {:?}", self.state())).await;
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn until(condition: impl Fn() -> bool, what: impl Fn() -> String) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "it never came to this: {}", what());
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

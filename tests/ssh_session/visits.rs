@@ -1,6 +1,6 @@
 //! Visits: what becomes of a host's answers, its silence and its sessions.
 
-use super::peer::{Commands, Login, PASSWORD, Peer, Say};
+use super::peer::{Commands, Login, PASSWORD, PATIENCE, Peer, Say, Scripts, until};
 use super::{Agent, echo, host};
 use esxi_otel_agent::accounts::guard::Guard;
 use esxi_otel_agent::accounts::{Account, Accounts, AccountsConfig, Proof, Secret, SecretSource};
@@ -12,26 +12,68 @@ use esxi_otel_agent::outcome::FailureReason;
 use esxi_otel_agent::poller::visit::{Visited, Visitor};
 use esxi_otel_agent::span::PastSpans;
 use esxi_otel_agent::stats::Stats;
-use std::os::unix::fs::PermissionsExt as _;
+use rustix::process::{Pid, test_kill_process_group};
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 struct InitD(tempfile::TempDir);
 
+/// With `hang` a script hangs, and says so once its keeper listens to a SIGTERM: one that came sooner would end
+/// the keeper, and nobody would kill the script.
+const HANG: &str = r#"hang(){
+until grep -q '^SigCgt.*[4-7c-f]...$' /proc/$PPID/status; do sleep 0.01; done
+read _ _ _ k _ </proc/$PPID/stat
+echo $$ >"${0%/*}/hung.$k"
+exec sleep 60
+}"#;
+
 impl InitD {
+    /// Each script is written by a process of its own: what another test starts meanwhile would inherit the
+    /// open file from this one, and until it has let go of it nobody can execute the script (ETXTBSY).
     fn new(scripts: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in scripts {
-            let path = folder.path().join(name);
-            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let mut writer = Command::new("/bin/sh")
+                .args(["-c", r#"cat >"$0" && chmod 755 "$0""#])
+                .arg(folder.path().join(name))
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            write!(writer.stdin.take().unwrap(), "#!/bin/sh\n{HANG}\n{text}\n").unwrap();
+            assert!(writer.wait().unwrap().success());
         }
         Self(folder)
     }
 
     fn commands(&self) -> Commands {
         // As on the host, the scripts seem to stand below `init.d`.
-        Commands::Shell(self.0.path().to_str().unwrap().to_owned())
+        let folder = self.0.path().to_str().unwrap().to_owned();
+        // The time of a watchdog is up when its script hangs, and what it should have been is taken down. So
+        // nobody has to wait for it, and none bites a script that is merely slow.
+        let profile = format!(
+            "sleep(){{\necho \"$1\" >>'{folder}/limits'\nread _ _ _ k _ </proc/self/stat\n\
+             until [ -s '{folder}/hung.'$k ]; do command sleep 0.02; done\n}}\n"
+        );
+        Commands::Shell(Scripts { folder, profile })
+    }
+
+    /// The limits of the scripts, in seconds.
+    fn limits(&self) -> Vec<String> {
+        let limits = std::fs::read_to_string(self.0.path().join("limits")).unwrap();
+        limits.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until those that were killed are gone: they stand until their keepers have taken notice.
+    async fn until_gone(&self) {
+        for file in std::fs::read_dir(self.0.path()).unwrap().map(Result::unwrap) {
+            if file.file_name().to_str().unwrap().starts_with("hung.") {
+                let script = std::fs::read_to_string(file.path()).unwrap().trim().parse().unwrap();
+                let group = Pid::from_raw(script).unwrap();
+                until(|| test_kill_process_group(group).is_err(), || format!("{group:?} is gone")).await;
+            }
+        }
     }
 }
 
@@ -156,27 +198,25 @@ async fn a_host_that_refuses_channels_on_a_kept_session_gets_a_new_session() {
 
 #[tokio::test]
 async fn a_hung_service_is_its_own_problem_and_no_failure_of_ssh() {
-    let init = InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", "exec sleep 60")]);
+    let init = InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", "hang")]);
     let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
-    let round = Round::new(&["hostd", "vpxa"], |config| config.command_timeout = Duration::from_secs(4));
+    let round = Round::new(&["hostd", "vpxa"], |config| config.command_timeout = Duration::from_secs(20));
     let visited = round.visit(&peer).await;
     visited.outcome.as_ref().unwrap();
     assert_eq!(shown(&visited), ["hostd=1", "vpxa:command_timeout"]);
     assert!(!visited.reports[0].readings.iter().any(|r| &*r.part == "vpxa"), "its last status stands");
+    assert!(init.limits().iter().all(|limit| limit == "17"), "early enough for the host itself to say so");
 }
 
 #[tokio::test]
 async fn what_hung_is_left_out_for_longer_and_longer_and_its_script_is_not_started() {
     let folder = tempfile::tempdir().unwrap();
     let (started, heal) = (folder.path().join("started"), folder.path().join("heal"));
-    let vpxa = format!(
-        "echo x >>{}; [ -e {} ] || exec sleep 60; echo vpxa is running",
-        started.display(),
-        heal.display()
-    );
+    let vpxa =
+        format!("echo x >>{}; [ -e {} ] || hang; echo vpxa is running", started.display(), heal.display());
     let init = InitD::new(&[("hostd", "echo hostd is running."), ("vpxa", &vpxa)]);
     let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
-    let round = Round::new(&["hostd", "vpxa"], |config| config.command_timeout = Duration::from_secs(2));
+    let round = Round::new(&["hostd", "vpxa"], |_| {});
     let starts = || std::fs::read_to_string(&started).unwrap_or_default().lines().count();
     let (hung, skipped) = (["hostd=1", "vpxa:command_timeout"], ["hostd=1", "vpxa:skipped_hung"]);
     for (expected, times) in [(hung, 1), (skipped, 1), (hung, 2), (skipped, 2), (skipped, 2)] {
@@ -184,6 +224,7 @@ async fn what_hung_is_left_out_for_longer_and_longer_and_its_script_is_not_start
         visited.outcome.as_ref().unwrap();
         assert_eq!(shown(&visited), expected);
         assert_eq!(starts(), times);
+        init.until_gone().await;
     }
     std::fs::write(heal, "").unwrap();
     for _ in 0..2 {
@@ -193,15 +234,16 @@ async fn what_hung_is_left_out_for_longer_and_longer_and_its_script_is_not_start
 
 #[tokio::test]
 async fn a_host_on_which_everything_is_left_out_is_visited_all_the_same() {
-    let init = InitD::new(&[("vpxa", "exec sleep 60")]);
+    let init = InitD::new(&[("vpxa", "hang")]);
     let peer = Peer::start(Login::KeyboardInteractive, init.commands()).await;
-    let round = Round::new(&["vpxa"], |config| config.command_timeout = Duration::from_secs(2));
+    let round = Round::new(&["vpxa"], |_| {});
     assert_eq!(shown(&round.visit(&peer).await), ["vpxa:command_timeout"]);
     let visited = round.visit(&peer).await;
     visited.outcome.as_ref().unwrap();
     assert_eq!(shown(&visited), ["vpxa:skipped_hung"]);
     // A visit that somebody asks for asks everything.
     round.visitor.ask_all();
+    init.until_gone().await;
     assert_eq!(shown(&round.visit(&peer).await), ["vpxa:command_timeout"]);
 }
 
@@ -249,15 +291,16 @@ async fn a_session_that_works_is_not_given_up_for_a_login_that_the_guard_holds_b
 
 #[tokio::test]
 async fn a_host_that_answers_nothing_fails_the_visit_and_says_nothing_of_services() {
-    for (say, reason) in [
-        (vec![Say::Out(b"Welcome\n"), Say::Stall], FailureReason::CommandTimeout),
-        (vec![Say::Flood], FailureReason::AnswerTooLarge),
-        (vec![Say::Out(b"no shell for you\n"), Say::Exit(1), Say::Close], FailureReason::CommandFailed),
-        (vec![Say::Out(b"?\n"), Say::Exit(0), Say::Close], FailureReason::AnswerUnreadable),
-        (vec![Say::Cut], FailureReason::ConnectionLost),
+    let (soon, long) = (Duration::from_millis(500), Duration::from_secs(20));
+    for (say, limit, reason) in [
+        (vec![Say::Out(b"Welcome\n"), Say::Stall], soon, FailureReason::CommandTimeout),
+        (vec![Say::Flood], long, FailureReason::AnswerTooLarge),
+        (vec![Say::Out(b"no shell for you\n"), Say::Exit(1), Say::Close], long, FailureReason::CommandFailed),
+        (vec![Say::Out(b"?\n"), Say::Exit(0), Say::Close], long, FailureReason::AnswerUnreadable),
+        (vec![Say::Cut], long, FailureReason::ConnectionLost),
     ] {
         let peer = Peer::start(Login::KeyboardInteractive, Commands::Play(say)).await;
-        let round = Round::new(&["hostd"], |config| config.command_timeout = Duration::from_millis(500));
+        let round = Round::new(&["hostd"], |config| config.command_timeout = limit);
         let visited = round.visit(&peer).await;
         assert_eq!(visited.outcome.as_ref().unwrap_err().reason, reason);
         assert!(visited.reports.is_empty(), "{visited:?}");
@@ -270,7 +313,7 @@ async fn a_visit_ends_at_its_limit_whatever_it_waits_for() {
     let round = Round::new(&["hostd"], |config| config.login_timeout = Duration::from_secs(60));
     let host = Arc::new(host(peer.port));
     let visit = round.visitor.visit(&host, &round.due, Duration::from_millis(500));
-    let visited = tokio::time::timeout(Duration::from_secs(5), visit).await.unwrap();
+    let visited = tokio::time::timeout(PATIENCE, visit).await.unwrap();
     assert_eq!(visited.outcome.unwrap_err().reason, FailureReason::CommandTimeout);
     peer.until("the socket is closed", |state| state.open == 0).await;
 }

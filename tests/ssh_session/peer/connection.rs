@@ -241,9 +241,10 @@ impl Handler for Connection {
         let Some(open) = self.channel.clone() else { return Ok(()) };
         match commands {
             Commands::Refuse => session.channel_failure(channel)?,
-            Commands::Shell(folder) => {
+            Commands::Shell(scripts) => {
                 session.channel_success(channel)?;
-                tokio::spawn(token.run_until_cancelled_owned(shell(handle, channel, command, folder, open)));
+                let command = scripts.profile + &command.replace("/etc/init.d", &scripts.folder);
+                tokio::spawn(token.run_until_cancelled_owned(shell(handle, channel, command, open)));
             }
             Commands::Play(what) => {
                 session.channel_success(channel)?;
@@ -256,10 +257,10 @@ impl Handler for Connection {
     }
 }
 
-async fn shell(handle: Handle, channel: ChannelId, command: String, folder: String, open: Arc<OpenChannel>) {
+async fn shell(handle: Handle, channel: ChannelId, command: String, open: Arc<OpenChannel>) {
     let output = tokio::process::Command::new("/bin/sh")
         .arg("-c")
-        .arg(command.replace("/etc/init.d", &folder))
+        .arg(command)
         .stdin(Stdio::null())
         .output()
         .await
