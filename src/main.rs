@@ -95,6 +95,8 @@ fn unusable(error: &dyn std::fmt::Display) -> ExitCode {
 fn stop_on_signals() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // A file that may not grow is an error of that file. Its signal would end the process; a handler stays for ever.
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
     let stopped = stop.clone();
     tokio::spawn(async move {
         for _ in 0..2 {

@@ -134,15 +134,19 @@ impl<'a> Reloader<'a> {
                     );
                 }
             }
-            Err(why) if asked || self.suspected => self.refuse(why),
+            Err(why) if asked || self.suspected => self.refuse(why, asked),
             Err(_) => self.suspected = true,
         }
         taken
     }
 
-    fn refuse(&mut self, why: &str) {
+    /// Counted once for each version; whoever asks gets an answer each time.
+    fn refuse(&mut self, why: &str, asked: bool) {
         self.suspected = true;
         if self.told.as_deref() == Some(why) {
+            if asked {
+                warn!("configuration: still refused, the old one goes on: {why}");
+            }
             return;
         }
         self.told = Some(why.to_owned());

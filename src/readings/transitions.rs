@@ -13,6 +13,9 @@ use tracing::Span;
 /// Most changes that wait to be heard. A site that goes down as a whole is one change a host or two.
 const WAITING: usize = 65_536;
 
+/// The join key that a vCenter's series have once it is known.
+const ADDRESS: &str = "address";
+
 /// A series that is not what it was in the report before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
@@ -82,6 +85,15 @@ pub(super) struct Seen<'a> {
     pub(super) is_first: bool,
 }
 
+/// Whether both are about the same of the same target. That its address is known by now, or no longer, is another
+/// series, and no news for people.
+fn same_state(a: &Sample, b: &Sample) -> bool {
+    fn others(sample: &Sample) -> impl Iterator<Item = (&str, &Arc<str>)> {
+        sample.attributes.iter().filter(|(key, _)| *key != ADDRESS)
+    }
+    same_series(a, b) || a.def == b.def && others(a).eq(others(b))
+}
+
 impl Listener {
     pub(super) fn new(wanted: Wanted) -> (Self, Hearing) {
         let (sender, news) = mpsc::channel(WAITING);
@@ -110,7 +122,7 @@ impl Listener {
         };
         let find = |among: &[Sample], at: usize, sample: &Sample| match among.get(at) {
             Some(candidate) if same_series(candidate, sample) => Some(candidate.value),
-            _ => among.iter().find(|candidate| same_series(candidate, sample)).map(|found| found.value),
+            _ => among.iter().find(|candidate| same_state(candidate, sample)).map(|found| found.value),
         };
         for (at, sample) in old.iter().enumerate() {
             if find(new, at, sample).is_none() {

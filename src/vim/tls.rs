@@ -254,5 +254,11 @@ pub(super) fn refusal(error: &rustls::Error) -> Option<String> {
     {
         return Some(wrong.to_string());
     }
+    let cause = match cause {
+        CertificateError::Other(OtherError(other)) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "it is an authority's own, as a self-signed one is; `vcenter.thumbprints` can name it".to_owned()
+        }
+        cause => cause.to_string(),
+    };
     Some(format!("the vCenter's certificate is not trusted: {cause}"))
 }

@@ -100,7 +100,7 @@ events! {
     CONFIG_GOOD = "esxi.agent.config_good", Info, [],
         "The configuration's files can be used again.";
     POINTS_DROPPED = "esxi.agent.points_dropped", Error, ["points"],
-        "Points were lost: the Collector was away for too long, and the queue is full.";
+        "Points were lost: too old, no room, damaged on disk, or refused by the Collector. The log and `esxi.agent.export.drops` say why.";
     EVENTS_LOST = "esxi.agent.events_lost", Error, ["events"],
         "More changed at once than could be told.";
 }

@@ -27,7 +27,8 @@ pub(super) enum Verdict {
     Flapping,
     /// Nothing.
     Suppressed,
-    /// It is no news: the good state of something that was never told to be bad.
+    /// It is no news: the good state of something that was never told to be bad, or what was told before and is
+    /// not over.
     Nothing,
 }
 
@@ -36,6 +37,8 @@ struct State {
     /// When it changed lately.
     changes: VecDeque<Instant>,
     is_bad: bool,
+    /// How bad it is, in the words that were told last.
+    told: Option<String>,
     /// While it flaps: the last event, and how many were suppressed.
     flaps: Option<(Event, u64)>,
 }
@@ -70,7 +73,11 @@ impl Damping {
         if event.is_return && !state.is_bad {
             return Verdict::Nothing;
         }
+        if !event.is_good && state.is_bad && state.told.as_ref() == Some(&event.body) {
+            return Verdict::Nothing;
+        }
         state.is_bad = !event.is_good;
+        state.told = state.is_bad.then(|| event.body.clone());
         state.forget_before(now);
         state.changes.push_back(now);
         if let Some((last, suppressed)) = &mut state.flaps {

@@ -83,7 +83,7 @@ impl Own {
         self.unusable = unusable;
 
         for (losses, outcome, how) in [
-            (&mut self.dropped, "dropped", "were dropped, since the Collector did not take them in time"),
+            (&mut self.dropped, "dropped", "were dropped; esxi.agent.export.drops says why"),
             (&mut self.rejected, "rejected", "were lost, since the Collector refused them"),
         ] {
             let all = value(POINTS, Some(("outcome", outcome))).unwrap_or_default();

@@ -53,6 +53,8 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
         })
     };
     match change.def.name {
+        // One that was asked about for the first time, as after a change of the configuration, has not changed.
+        SERVICE if now == Some(0.0) && change.before.is_none() => None,
         SERVICE if now == Some(0.0) => {
             let body = format!("host {host}: service {} has stopped", of("service"));
             seen(&catalog::SERVICE_STOPPED, false, body)
@@ -62,6 +64,16 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
             true,
             format!("host {host}: service {} runs again", of("service")),
         ),
+        // That is told as far as it is known: there is none.
+        PROBLEM if change.attributes.get("reason") == Some(FailureReason::NotInstalled.word()) => None,
+        // What has hung is left out for a while: no news, and nobody can tell as yet.
+        PROBLEM
+            if now.is_some()
+                && change.attributes.get("reason") == Some(FailureReason::SkippedHung.word()) =>
+        {
+            None
+        }
+        PROBLEM if now.is_none() && is_unknown(change, readings) => None,
         PROBLEM if now.is_some() => {
             let body = format!("host {host}: service {} can't be told: {}", of("service"), of("reason"));
             seen(&catalog::SERVICE_UNKNOWN, false, body)
@@ -97,6 +109,8 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
             }
             Some(event)
         }
+        // It has left together with its host.
+        ALARM if !is_listed(change, readings, &host) => None,
         // It goes on with another severity.
         ALARM if alarms_of(change, readings, &host).contains(&of("alarm")) => None,
         ALARM => seen(&catalog::ALARM_CLEARED, true, format!("host {host}: alarm {:?} is over", of("alarm"))),
@@ -170,6 +184,25 @@ fn alarms_of(change: &Transition, readings: &Readings, host: &str) -> BTreeSet<S
         sample.def.name == ALARM && sample.value > 0.0 && sample.attributes.get("hostsystem") == Some(host)
     });
     of_host.filter_map(|sample| sample.attributes.get("alarm").map(str::to_owned)).collect()
+}
+
+/// Whether the vCenter still lists the host.
+fn is_listed(change: &Transition, readings: &Readings, host: &str) -> bool {
+    let samples = readings.of_target(&change.target);
+    samples
+        .iter()
+        .any(|sample| sample.def.name == STATUS && sample.attributes.get("hostsystem") == Some(host))
+}
+
+/// Whether the service can't be told for another reason now.
+fn is_unknown(change: &Transition, readings: &Readings) -> bool {
+    let service = |attributes: &Attributes| attributes.get("service").map(str::to_owned);
+    let samples = readings.of_target(&change.target);
+    samples.iter().any(|sample| {
+        sample.def.name == PROBLEM
+            && sample.attributes.get("reason") != Some(FailureReason::NotInstalled.word())
+            && service(&sample.attributes) == service(&change.attributes)
+    })
 }
 
 /// The one clear line, if it is still the one of this failure; else the word.

@@ -13,6 +13,7 @@ const fn def(name: &'static str) -> MetricDef {
 }
 static SERVICE: MetricDef = def("esxi.critical_service.status");
 static STATUS: MetricDef = def("esxi.overall_status");
+static PROBLEM: MetricDef = def("esxi.critical_service.problem");
 static ALARM: MetricDef = def("esxi.host.alarm");
 
 const STALE: Duration = Duration::from_secs(180);
@@ -43,6 +44,13 @@ impl Story {
     fn service(&self, value: f64) {
         let of = Attributes::new([("hostsystem", "esx1"), ("service", "vvold"), ("site", "eu-1")]);
         self.reports(&TargetId::host("esx1"), vec![Sample::new(&SERVICE, of, value)]);
+    }
+
+    /// A visit that can't tell of it, for this reason; it has its old status still.
+    fn unknown(&self, reason: FailureReason) {
+        let of = Attributes::new([("hostsystem", "esx1"), ("service", "vvold"), ("site", "eu-1")]);
+        let problem = Sample::new(&PROBLEM, of.with("reason", reason.word()), 1.0);
+        self.reports(&TargetId::host("esx1"), vec![Sample::new(&SERVICE, of, 1.0), problem]);
     }
 
     /// A host, as its vCenter sees it.
@@ -123,6 +131,52 @@ async fn a_red_host_is_told_with_its_alarms() {
     let names: Vec<_> = story.news().into_iter().map(|(name, severity, _)| (name, severity)).collect();
     assert!(names.contains(&("esxi.host.status_changed", Severity::Info)));
     assert_eq!(names.iter().filter(|(name, _)| *name == "esxi.host.alarm_cleared").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hangs_is_told_once_and_when_it_can_be_told_again() {
+    let mut story = Story::new();
+    story.service(1.0);
+    for _ in 0..10 {
+        story.unknown(FailureReason::CommandTimeout);
+        story.unknown(FailureReason::SkippedHung);
+    }
+    let hangs = "host esx1: service vvold can't be told: command_timeout".to_owned();
+    assert_eq!(story.news(), [("esxi.service.unknown", Severity::Warn, hangs)]);
+    story.service(1.0);
+    let again = "host esx1: service vvold can be told again".to_owned();
+    assert_eq!(story.news(), [("esxi.service.known", Severity::Info, again)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_asked_about_for_the_first_time_has_not_stopped() {
+    let mut story = Story::new();
+    story.reports(&TargetId::host("esx1"), vec![]);
+    let of = Attributes::new([("hostsystem", "esx1"), ("service", "vvold"), ("site", "eu-1")]);
+    let problem = Sample::new(&PROBLEM, of.with("reason", FailureReason::NotInstalled.word()), 1.0);
+    story.reports(&TargetId::host("esx1"), vec![Sample::new(&SERVICE, of, 0.0), problem]);
+    assert_eq!(story.news(), []);
+    story.service(1.0);
+    assert_eq!(story.news().len(), 1, "it was installed and runs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_is_known_by_now_is_no_news_and_a_host_that_left_has_no_alarm_that_is_over() {
+    let mut story = Story::new();
+    story.host(0.0, &[]);
+    story.host(0.0, &[("Fan", "red")]);
+    assert_eq!(story.news().len(), 1);
+    let of = Attributes::new([
+        ("address", "10.0.0.1"),
+        ("hostsystem", "esx1"),
+        ("site", "eu-1"),
+        ("vcenter", "vc1"),
+    ]);
+    let alarm = Sample::new(&ALARM, of.with("alarm", "Fan").with("severity", "red"), 1.0);
+    story.reports(&TargetId::vcenter("vc1"), vec![Sample::new(&STATUS, of, 0.0), alarm]);
+    assert_eq!(story.news(), []);
+    story.reports(&TargetId::vcenter("vc1"), vec![]);
+    assert_eq!(story.news(), []);
 }
 
 #[tokio::test(start_paused = true)]
