@@ -58,7 +58,13 @@ pub(super) fn is_too_much(error: &OTelSdkError) -> bool {
 pub(super) fn explain(error: &OTelSdkError) -> String {
     match error {
         OTelSdkError::Timeout(limit) => format!("no answer within {limit:?}"),
-        _ => with_hint(grpc(error).map_or_else(|| error.to_string(), str::to_owned)),
+        _ => {
+            let text = grpc(error).map_or_else(|| error.to_string(), str::to_owned);
+            // The SDK tells some causes twice, so that the same failure would look like another reason.
+            let mut links: Vec<_> = text.split(": ").collect();
+            links.dedup();
+            with_hint(links.join(": "))
+        }
     }
 }
 
@@ -80,6 +86,9 @@ mod tests {
         let text = "TonicTracesClient export failed with gRPC code: Unavailable: connection refused";
         let away = OTelSdkError::InternalFailure(text.into());
         assert_eq!((is_passing(&away), &*explain(&away)), (true, "Unavailable: connection refused"));
+        let text =
+            "TonicTracesClient export failed with gRPC code: Unavailable: tcp error: tcp error: refused";
+        assert_eq!(explain(&OTelSdkError::InternalFailure(text.into())), "Unavailable: tcp error: refused");
         let text = "TonicLogsClient export failed with gRPC code: PermissionDenied";
         let refused = OTelSdkError::InternalFailure(text.into());
         assert_eq!((is_passing(&refused), &*explain(&refused)), (false, "PermissionDenied"));
